@@ -51,13 +51,11 @@ class RotaryEmbedding(nn.Module):
     Halves are rotated, not neighbours, as Hugging Face stores the weights.
     """
 
-    inv_freq: Tensor
-
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.attention_scaling = 1.0
-        self.register_buffer("inv_freq", self.frequencies(), persistent=False)
+        self.inv_freq = self.frequencies()  # no buffer: it stays float64 when the model goes to bf16 or to meta
 
     def frequencies(self) -> Tensor:
         """Angular frequency of every pair of dimensions, [D / 2], in float64 on the CPU."""
@@ -75,9 +73,10 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [B, T] -> cos, sin [B, 1, T, D]"""
-        angles = positions[:, None, :, None].to(self.inv_freq.dtype) * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self.attention_scaling).to(dtype), (angles.sin() * self.attention_scaling).to(dtype)
+        self.inv_freq = self.inv_freq.to(positions.device)
+        angles = positions[:, None, :, None] * self.inv_freq  # [B, 1, T, D / 2]
+        cos, sin = ((f(angles) * self.attention_scaling).to(dtype) for f in (torch.cos, torch.sin))
+        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
