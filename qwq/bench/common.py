@@ -20,7 +20,7 @@ from qwq.kernels.limits import gemm_gflop_s, read_gb_s
 
 @dataclass
 class Row:
-    """One comparison. `ratio` is above 1 where ours is better; `spread` is the smallest and largest ratio of the rounds."""
+    """One comparison. `ratio` is above 1 where ours is better; `spread` holds the smallest and largest of the rounds."""
 
     case: str  # a stable slug that names the size
     peer: str

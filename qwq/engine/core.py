@@ -40,13 +40,14 @@ class QueueFull(QwqError):
 
 @dataclass(eq=False)
 class Request:
-    """A prompt on its way. `on_token(token, reason)` is called on the engine's thread for every token, and once at the
-    end with token None and the reason: "stop", "length", "cancelled" or "error". A true result ends it with "stop"."""
+    """A prompt on its way. `on_token(request, token, reason)` is called on the engine's thread for every token but the stop
+    token, and once at the end with token None and the reason: "stop", "length", "cancelled" or "error". A true result
+    ends the request with "stop"."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
     stop_ids: frozenset[int]
-    on_token: Callable[[int | None, str | None], bool | None]
+    on_token: "OnToken"
     max_tokens: int
     sampler: Sampler
     prefilled: int = 0
@@ -60,6 +61,9 @@ class Request:
         """Give up the request; its row is free before the next token. Harmless when it has ended."""
         self.cancelled = True
         self.wake()
+
+
+OnToken = Callable[[Request, int | None, str | None], bool | None]
 
 
 class Engine:
@@ -92,7 +96,7 @@ class Engine:
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        on_token: Callable[[int | None, str | None], bool | None],
+        on_token: "OnToken",
         stop_ids: Sequence[int] = (),
     ) -> Request:
         """Queue a prompt. Raises `PromptTooLong`, `QueueFull`, or `UsageError` for an empty prompt, at once."""
@@ -137,7 +141,7 @@ class Engine:
                 closed = self._closed
             if closed:
                 for request in [*self.rows, *self.waiting]:
-                    request.on_token(None, "cancelled")
+                    request.on_token(request, None, "cancelled")
                 return
             try:
                 self.step()
@@ -147,7 +151,7 @@ class Engine:
                 self.cache.lengths = [0] * self.max_batch_size
                 for request in failed:
                     request.error = f"{type(error).__name__}: {error}"
-                    request.on_token(None, "error")
+                    request.on_token(request, None, "error")
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -195,13 +199,13 @@ class Engine:
         reason = None
         if token in request.stop_ids:
             reason = "stop"
-        elif request.on_token(token, None):
+        elif request.on_token(request, token, None):
             reason = "stop"
         elif len(request.generated) >= request.max_tokens:
             reason = "length"
         if reason is not None:
             self._release(row)
-            request.on_token(None, reason)
+            request.on_token(request, None, reason)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -213,7 +217,7 @@ class Engine:
                 dropped.append(self.rows[row])
                 self._release(row)
         for request in dropped:
-            request.on_token(None, "cancelled")
+            request.on_token(request, None, "cancelled")
 
     def _release(self, row: int) -> None:
         """Free a row: the last decoding row takes its place, and the one being prefilled stays last."""

@@ -142,9 +142,8 @@ class LanguageModel:
         Raises `PromptTooLong`, `QueueFull` and `UsageError` at once.
         """
         thinking = split and self.starts_thinking(prompt_ids)
-        state = _TextStream(self, len(prompt_ids), params, on_delta, ThinkSplitter(thinking) if split else None)
-        state.request = self.engine.submit(prompt_ids, params, state.on_token, sorted(self.stop_ids))
-        return state.request
+        text = _TextStream(self, len(prompt_ids), params, on_delta, ThinkSplitter(thinking) if split else None)
+        return self.engine.submit(prompt_ids, params, text.on_token, sorted(self.stop_ids))
 
     def _iterate(self, prompt_ids: list[int], params: SamplingParams, *, split: bool) -> Iterator[Delta]:
         deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
@@ -199,15 +198,15 @@ class _TextStream:
         self.held = ""  # text that may be the beginning of a stop string
         self.stopped = False
         self.logprobs: list[TokenLogprob] = []
-        self.request: Request | None = None
 
-    def on_token(self, token: int | None, reason: str | None) -> bool:
+    def on_token(self, request: Request, token: int | None, reason: str | None) -> bool:
         if token is None:
-            self._finish(reason or "stop")
+            self._finish(request, reason)
             return False
-        self.usage.completion_tokens += 1
-        if self.params.logprobs is not None:
-            self._keep_logprobs(token)
+        if request.logprobs is not None:
+            score, top = request.logprobs
+            name = self._name
+            self.logprobs.append(TokenLogprob(name(token), score, [(name(t), p) for t, p in top]))
         text = self.decoder.push(token)
         if text:
             self._emit(self._until_stop(text))
@@ -232,21 +231,13 @@ class _TextStream:
             self.on_delta(Delta(content, reasoning, logprobs=self.logprobs))
             self.logprobs = []
 
-    def _finish(self, reason: str) -> None:
+    def _finish(self, request: Request, reason: str | None) -> None:
         if not self.stopped:
             rest = self._until_stop(self.decoder.flush())
             self._emit(rest + self.held)
-        if reason == "stop" and self.request is not None:
-            self.usage.completion_tokens = len(self.request.generated)
         reasoning, content = self.splitter.flush() if self.splitter is not None else ("", "")
-        error = self.request.error if self.request is not None else None
-        self.on_delta(Delta(content, reasoning, reason, self.usage, error, self.logprobs))
-
-    def _keep_logprobs(self, token: int) -> None:
-        scores = self.request.logprobs if self.request is not None else None
-        if scores is not None:
-            name = self._name
-            self.logprobs.append(TokenLogprob(name(token), scores[0], [(name(t), p) for t, p in scores[1]]))
+        self.usage.completion_tokens = len(request.generated)
+        self.on_delta(Delta(content, reasoning, reason, self.usage, request.error, self.logprobs))
 
     def _name(self, token: int) -> str:
         return self.tokenizer.token_bytes(token).decode("utf-8", "replace")

@@ -55,12 +55,13 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.attention_scaling = 1.0
-        self.inv_freq = self.frequencies()  # no buffer: it stays float64 when the model goes to bf16 or to meta
+        with torch.device("cpu"):
+            self.inv_freq = self.frequencies()  # no buffer: it stays float64 when the model goes to bf16 or to meta
 
     def frequencies(self) -> Tensor:
-        """Angular frequency of every pair of dimensions, [D / 2], in float64 on the CPU."""
+        """Angular frequency of every pair of dimensions, [D / 2], float64."""
         config, scaling = self.config, self.config.rope_scaling or {}
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
         inv_freq = config.rope_theta**-exponent
         rope_type, factor = scaling.get("rope_type", "default"), scaling.get("factor", 1.0)
         if rope_type == "linear":
