@@ -6,7 +6,9 @@ from typing import Any
 
 from qwq.errors import QwqError
 from qwq.tokenizer.base import Tokenizer
+from qwq.tokenizer.byte_level import tokenizer_from_tiktoken
 from qwq.tokenizer.fast import FastTokenizer
+from qwq.tokenizer.gguf_vocab import tokenizer_from_gguf
 from qwq.tokenizer.spm_model import tokenizer_from_sentencepiece
 
 
@@ -23,6 +25,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             return _load_json(path)
         case ".model":
             return tokenizer_from_sentencepiece(path.read_bytes(), str(path))
+        case ".tiktoken":
+            return tokenizer_from_tiktoken(path)
+        case ".gguf":
+            return tokenizer_from_gguf(path)
     raise QwqError(f"{path} is no tokenizer: expected tokenizer.json, tokenizer.model, *.tiktoken or *.gguf")
 
 

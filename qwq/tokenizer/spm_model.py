@@ -18,7 +18,8 @@ ESCAPE = "\U000f2581"  # private use
 ESCAPES = ((ESCAPE, ESCAPE + "0"), (SPACE, ESCAPE + "1"))  # in this order a bijection; undone in reverse order
 SHOWN_TOKENS = ("<think>", "</think>")  # control tokens, but part of what a model says
 UNKNOWN = "<unk>"
-NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6  # types of piece, as sentencepiece_model.proto and GGUF number them
+# Types of piece, as sentencepiece_model.proto and GGUF number them.
+NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
 def tokenizer_from_sentencepiece(model: bytes, where: str) -> FastTokenizer:
@@ -53,13 +54,12 @@ def sentencepiece_spec(pieces: list[tuple[str, float, int]], *, add_prefix: bool
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     normal = sorted((i for i, (_, _, kind) in enumerate(pieces) if kind == NORMAL), key=lambda i: -pieces[i][1])
     ranks = {pieces[i][0]: rank for rank, i in enumerate(normal)}
+    steering = (UNKNOWN_TYPE, CONTROL, USER_DEFINED)
     added = [
-        added_token(piece, i, special=kind == CONTROL and piece not in SHOWN_TOKENS)
+        added_token(piece, i, special=kind != USER_DEFINED and piece not in SHOWN_TOKENS)
         for i, (piece, _, kind) in enumerate(pieces)
-        if kind in (CONTROL, USER_DEFINED) or piece == UNKNOWN
+        if kind in steering
     ]
-    for token in added:
-        token["special"] |= token["content"] == UNKNOWN
     before = [_replace(old, new) for old, new in ESCAPES] if escaped else []
     after = [_replace(new, old) for old, new in reversed(ESCAPES)] if escaped else []
     prefix: list[Spec] = [{"type": "Prepend", "prepend": SPACE}] if add_prefix else []
@@ -79,7 +79,7 @@ def sentencepiece_spec(pieces: list[tuple[str, float, int]], *, add_prefix: bool
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": UNKNOWN if UNKNOWN in vocab else None,
+            "unk_token": next((piece for piece, _, kind in pieces if kind == UNKNOWN_TYPE), None),
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
