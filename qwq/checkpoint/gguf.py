@@ -114,8 +114,8 @@ def read_tensors(reader: gguf.GGUFReader, config: ModelConfig, path: Path) -> It
         if tensor.data_offset + tensor.n_bytes > size:
             need = tensor.data_offset + tensor.n_bytes
             raise QwqError(f"{path} has {size:,} bytes, and {tensor.name} alone ends at byte {need:,}: it is truncated")
-        array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        value = torch.from_numpy(np.ascontiguousarray(array))
+        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        value = torch.from_numpy(np.require(array, np.float32, ["C", "W"]))  # memory-mapped F32 is read-only: copied
         if permuted and ".self_attn.q_proj." in name:
             value = _to_halves(value, config.num_attention_heads)
         elif permuted and ".self_attn.k_proj." in name:

@@ -109,9 +109,9 @@ class LanguageModel:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """A raw prompt in ids, with the beginning-of-text token where the model wants one. "<|im_start|>" stays text."""
-        ids = self.tokenizer.encode(prompt)
+        ids = self.tokenizer.encode_prompt(prompt)
         bos = self.tokenizer.bos_token_id
-        return [bos, *ids] if bos is not None and (self.tokenizer.add_bos or not ids) else ids
+        return [bos] if not ids and bos is not None else ids
 
     def chat_ids(self, messages: list[dict], **template: Any) -> list[int]:
         """Messages through the chat template, up to where the assistant speaks."""

@@ -1,0 +1,296 @@
+"""The command line: each verb calls one function of one room. Exit codes: 0 done, 1 failed, 2 wrong use."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction
+
+from qwq.errors import QwqError, UsageError
+
+app = tyro.extras.SubcommandApp()
+data = tyro.extras.SubcommandApp()
+tokenizer = tyro.extras.SubcommandApp()
+app.command(data, name="data", help="Documents and token shards: build, tokenize.")
+app.command(tokenizer, name="tokenizer", help="Tokenizers: train.")
+Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@app.command
+def quickstart(minutes: float = 5.0, out: Path = Path("quickstart"), port: int = 8000, no_serve: Json = False) -> None:
+    """The whole path on this machine: corpus, tokenizer, training, report, chat page.
+
+    Args:
+        minutes: how long to train.
+        out: where everything goes; run again, it goes on where it was.
+        port: of the page.
+        no_serve: stop after the report.
+    """
+    from qwq.quickstart import quickstart as run
+
+    run(minutes, out, port=None if no_serve else port)
+
+
+@data.command(name="build")
+def data_build(sources: Positional[tuple[str, ...]] = ("demo",), /, *, out: Path) -> None:
+    """Read, clean, deduplicate and decontaminate sources into documents and report.json.
+
+    Args:
+        sources: files, folders, or "demo" for the corpus from public packages.
+        out: the folder to write.
+    """
+    from qwq.data.pipeline import build
+
+    report = build(list(sources), out)
+    print(json.dumps({k: report[k] for k in ("languages", "set_aside")}, ensure_ascii=False))
+
+
+@data.command(name="tokenize")
+def data_tokenize(docs: Positional[Path], /, *, tokenizer: str, out: Path) -> None:
+    """Turn documents into memory-mapped token shards with a manifest.
+
+    Args:
+        docs: a folder that `qwq data build` wrote, or one documents file.
+        tokenizer: a folder with a tokenizer, or a .gguf file.
+        out: the folder to write.
+    """
+    from qwq.data.shards import tokenize
+    from qwq.tokenizer import load_tokenizer
+
+    manifest = tokenize(docs, load_tokenizer(tokenizer), out)
+    print(json.dumps({k: v for k, v in manifest.items() if k != "shards"}, ensure_ascii=False))
+
+
+@tokenizer.command(name="train")
+def tokenizer_train(docs: Positional[Path], /, *, vocab_size: int, out: Path) -> None:
+    """Train a SentencePiece tokenizer (BPE with byte fallback) on documents.
+
+    Args:
+        docs: a folder that `qwq data build` wrote, or one documents file.
+        vocab_size: pieces in all, control tokens included.
+        out: the folder to write.
+    """
+    from qwq.data.documents import read_documents
+    from qwq.tokenizer import train_sentencepiece
+
+    trained = train_sentencepiece((d.text for d in read_documents(docs)), vocab_size, out)
+    print(f"{trained.vocab_size} pieces in {out}")
+
+
+@app.command
+def generate(
+    *,
+    model: str,
+    prompt: str,
+    max_tokens: int = 256,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
+    json: Json = False,
+) -> None:
+    """Continue a prompt; "-" reads it from standard input.
+
+    Args:
+        model: a folder, a .gguf file, a hub id or a built-in name (smollm2).
+        prompt: the text to continue.
+        max_tokens: tokens to write at most.
+        temperature: 0 is greedy; left out, the model's own default.
+        top_p: keep the smallest set of tokens that reaches this probability.
+        top_k: keep the most likely k tokens.
+        min_p: keep tokens at least this likely, relative to the most likely one.
+        seed: makes sampling reproducible.
+        json: print one JSON object with text, usage and finish_reason.
+    """
+    import qwq
+
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}  # fmt: skip
+    sampling = {k: v for k, v in given.items() if v is not None}
+    lm = qwq.load(model)
+    text, last = "", None
+    for last in lm.stream(sys.stdin.read() if prompt == "-" else prompt, **sampling):
+        text += last.content
+        if not json:
+            print(last.content, end="", flush=True)
+    if not json:
+        print()
+        return
+    assert last is not None
+    assert last.usage is not None
+    _print_json(model=model, text=text, finish_reason=last.finish_reason, usage=dataclasses.asdict(last.usage))
+
+
+@app.command
+def chat(*, model: str, system: str | None = None, temperature: float | None = None, seed: int | None = None) -> None:
+    """Talk to a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends.
+
+    Args:
+        model: a folder, a .gguf file, a hub id or a built-in name (smollm2).
+        system: the system prompt.
+        temperature: 0 is greedy; left out, the model's own default.
+        seed: makes sampling reproducible.
+    """
+    import qwq
+
+    lm = qwq.load(model)
+    sampling = {k: v for k, v in {"temperature": temperature, "seed": seed}.items() if v is not None}
+    messages: list[dict] = [] if system is None else [{"role": "system", "content": system}]
+    while True:
+        try:
+            question = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not question:
+            continue
+        messages.append({"role": "user", "content": question})
+        answer = ""
+        try:
+            for delta in lm.chat_stream(messages, **sampling):
+                answer += delta.content
+                print(f"\033[2m{delta.reasoning}\033[0m" if delta.reasoning else delta.content, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+        print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+@app.command
+def serve(
+    *,
+    model: Annotated[list[str], UseAppendAction],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    max_batch_size: int = 8,
+) -> None:
+    """Serve models: an OpenAI-compatible API and a chat page.
+
+    Args:
+        model: what to serve; give the flag again for each further model.
+        host: the address to listen on; any but a loopback address demands an API key.
+        port: the port.
+        api_key: what clients must send as "Authorization: Bearer ..."; or set QWQ_API_KEY.
+        max_batch_size: requests that run at one time; more wait.
+    """
+    import qwq
+    from qwq.serve import serve as run
+
+    if not model:
+        raise UsageError("nothing to serve: give --model, for example --model smollm2")
+    run({name: lm for m in model for name, lm in _named(qwq.load(m, max_batch_size=max_batch_size))}, host, port, api_key)
+
+
+@app.command
+def convert(model: Positional[str], /, *, to: Literal["qwq", "hf", "gguf"], out: Path) -> None:
+    """Write a model in another format; what has no slot in it is refused by name.
+
+    Args:
+        model: a folder, a .gguf file, a hub id or a built-in name.
+        to: qwq (this project's own) or hf (a folder that transformers reads).
+        out: the folder to write.
+    """
+    from qwq.checkpoint import convert as run
+
+    source = run(model, to, out)
+    print(f"{source.name} ({source.format}, {source.config.num_parameters():,} parameters) -> {out} ({to})")
+
+
+@app.command
+def info(model: Positional[str], /, *, json: Json = False) -> None:
+    """What a model is: its shape, parameters, memory, context and tokenizer.
+
+    Args:
+        model: a folder, a .gguf file, a hub id, a built-in name, or a preset (qwq-nano, qwq-small, qwq-32b).
+        json: print one JSON object.
+    """
+    from qwq.model import PRESETS
+
+    if model in PRESETS:
+        config, extra = PRESETS[model], {"format": "preset"}
+    else:
+        from qwq.checkpoint import load
+
+        checkpoint = load(model)
+        config = checkpoint.config
+        extra = {
+            "format": checkpoint.format,
+            "path": str(checkpoint.path),
+            "tokenizer": {"vocab_size": checkpoint.tokenizer.vocab_size, "eos": list(checkpoint.tokenizer.eos_token_ids)},
+            "generation": checkpoint.generation,
+        }
+    facts = {
+        "model": model,
+        **extra,
+        "parameters": config.num_parameters(),
+        "bytes_float32": 4 * config.num_parameters(),
+        "kv_bytes_per_token_float32": config.kv_bytes_per_token(),
+        "gflops_per_token": round(config.flops_per_token(0) / 1e9, 3),
+        "config": dataclasses.asdict(config),
+    }
+    if json:
+        _print_json(**facts)
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:", *(f"\n  {k:28} {v}" for k, v in value.items()))
+        else:
+            print(f"{key:30} {value:,}" if isinstance(value, int) else f"{key:30} {value}")
+
+
+@app.command
+def bench(name: Positional[Literal["train", "decode", "nano"]], /, *, json: Path | None = None) -> None:
+    """Measure against peers, interleaved in one run.
+
+    Args:
+        name: what to measure.
+        json: also write the result here; "-" prints it.
+    """
+    import importlib
+
+    importlib.import_module(f"qwq.bench.{name}").run(json)
+
+
+def _named(lm):  # type: ignore[no-untyped-def]
+    yield lm.name, lm
+
+
+def _print_json(**fields: object) -> None:
+    print(json.dumps(fields, ensure_ascii=False))
+
+
+def main() -> None:
+    """The entry point of `qwq`. Whatever a person did wrong ends as one line on standard error."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 16)))
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["train"]:
+            from qwq.train.command import main as train
+
+            train(arguments[1:])
+        else:
+            app.cli(prog="qwq", args=arguments, description="From raw text to a safe chat page.")
+        sys.stdout.flush()
+    except UsageError as error:
+        _fail(error, 2)
+    except QwqError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 1)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: object, code: int) -> None:
+    print(f"qwq: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
