@@ -183,7 +183,12 @@ def serve(
 
     if not model:
         raise UsageError("nothing to serve: give --model, for example --model smollm2")
-    run({name: lm for m in model for name, lm in _named(qwq.load(m, max_batch_size=max_batch_size))}, host, port, api_key)
+    run(
+        {name: lm for m in model for name, lm in _named(qwq.load(m, max_batch_size=max_batch_size))},
+        host,
+        port,
+        api_key,
+    )
 
 
 @app.command
@@ -221,7 +226,10 @@ def info(model: Positional[str], /, *, json: Json = False) -> None:
         extra = {
             "format": checkpoint.format,
             "path": str(checkpoint.path),
-            "tokenizer": {"vocab_size": checkpoint.tokenizer.vocab_size, "eos": list(checkpoint.tokenizer.eos_token_ids)},
+            "tokenizer": {
+                "vocab_size": checkpoint.tokenizer.vocab_size,
+                "eos": list(checkpoint.tokenizer.eos_token_ids),
+            },
             "generation": checkpoint.generation,
         }
     facts = {

@@ -6,10 +6,17 @@ from qwq.errors import QwqError
 from qwq.model import ModelConfig
 
 ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "LlamaForCausalLM": "llama"}
-_SAME_NAME = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-    "rms_norm_eps tie_word_embeddings initializer_range"
-).split()
+_SAME_NAME = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "initializer_range",
+]
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu2": "relu2"}
 
 

@@ -37,7 +37,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         sync(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        raise QwqError(f"cannot write {target}: {error.strerror or error}; what was there before is untouched") from error
+        raise QwqError(
+            f"cannot write {target}: {error.strerror or error}; what was there before is untouched"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -60,7 +60,9 @@ def read_config(reader: gguf.GGUFReader, path: Path) -> ModelConfig:
         raise QwqError(f"{path}: a mixture of experts in GGUF is not known")
     names = {tensor.name for tensor in reader.tensors}
     if "rope_freqs.weight" in names:
-        raise QwqError(f"{path}: rope_freqs.weight (Llama 3.1 scaling in GGUF) is not known; use the Hugging Face folder")
+        raise QwqError(
+            f"{path}: rope_freqs.weight (Llama 3.1 scaling in GGUF) is not known; use the Hugging Face folder"
+        )
 
     def number(key: str, default: Any = None) -> Any:
         value = field(reader, f"{kind}.{key}", default)
@@ -108,9 +110,7 @@ def read_tensors(reader: gguf.GGUFReader, config: ModelConfig, path: Path) -> It
         if name is None:
             raise QwqError(f"{path}: tensor {tensor.name!r} has no place in this architecture")
         if tensor.tensor_type.name not in TYPES:
-            raise QwqError(
-                f"{path}: {tensor.name} is {tensor.tensor_type.name}; known types are {', '.join(TYPES)}"
-            )
+            raise QwqError(f"{path}: {tensor.name} is {tensor.tensor_type.name}; known types are {', '.join(TYPES)}")
         if tensor.data_offset + tensor.n_bytes > size:
             need = tensor.data_offset + tensor.n_bytes
             raise QwqError(f"{path} has {size:,} bytes, and {tensor.name} alone ends at byte {need:,}: it is truncated")

@@ -17,7 +17,9 @@ from qwq.model import Decoder, ModelConfig
 INDEX = "model.safetensors.index.json"
 
 
-def build(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None, where: Path) -> Decoder:
+def build(
+    config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None, where: Path
+) -> Decoder:
     """A Decoder that takes the tensors as they come, by name; `dtype` None keeps theirs.
 
     `QwqError` names the first tensor that is missing, is not known, or has another shape than the config says.
@@ -27,7 +29,7 @@ def build(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], dtype: tor
     expected = dict(model.named_parameters(remove_duplicate=True))
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        if name == "lm_head.weight" and config.tie_word_embeddings or name.endswith("rotary_emb.inv_freq"):
+        if (name == "lm_head.weight" and config.tie_word_embeddings) or name.endswith("rotary_emb.inv_freq"):
             continue
         if name not in expected:
             raise QwqError(f"{where}: tensor {name!r} has no place in this architecture")

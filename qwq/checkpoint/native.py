@@ -1,6 +1,6 @@
 """This project's own checkpoint: safetensors + recipe JSON + manifest, in a folder that is whole or not there.
 
-    model.safetensors  config.json  tokenizer files  recipe.json  [training.safetensors  training.json]  manifest.json
+model.safetensors  config.json  tokenizer files  recipe.json  [training.safetensors  training.json]  manifest.json
 """
 
 import dataclasses

@@ -197,9 +197,7 @@ class Engine:
             top = scores.topk(request.params.logprobs)
             request.logprobs = (float(scores[token]), list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
         reason = None
-        if token in request.stop_ids:
-            reason = "stop"
-        elif request.on_token(request, token, None):
+        if token in request.stop_ids or request.on_token(request, token, None):
             reason = "stop"
         elif len(request.generated) >= request.max_tokens:
             reason = "length"

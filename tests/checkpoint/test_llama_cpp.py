@@ -1,7 +1,6 @@
 """SmolLM2 here and in llama.cpp, which reads the same file and quantises its activations to 8 bits."""
 
 import pytest
-
 from shared_text import TEXT
 
 POSITIONS = 300

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import transformers
-
-from qwq.checkpoint import convert, load
 from shared_text import TEXT
 
+from qwq.checkpoint import convert, load
 
 
 @pytest.fixture(scope="module")
