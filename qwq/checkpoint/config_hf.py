@@ -6,22 +6,15 @@ from qwq.errors import QwqError
 from qwq.model import ModelConfig
 
 ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "LlamaForCausalLM": "llama"}
-_SAME_NAME = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "initializer_range",
-]
+_SAME_NAME = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+    "rms_norm_eps tie_word_embeddings initializer_range"
+).split()
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu2": "relu2"}
 
 
 def from_hf(config: dict, where: str = "config.json") -> ModelConfig:
-    """config.json of a Qwen2, Qwen3 or Llama checkpoint -> ModelConfig. `QwqError` names what this project has no slot for."""
+    """config.json of a Qwen2, Qwen3 or Llama checkpoint -> ModelConfig. `QwqError` names what has no slot here."""
     kind = config.get("model_type")
     architectures = config.get("architectures") or []
     if kind not in ARCHITECTURES.values() or (architectures and architectures[0] not in ARCHITECTURES):
@@ -67,7 +60,7 @@ def from_hf(config: dict, where: str = "config.json") -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict:
-    """ModelConfig -> config.json of the native class that computes the same. `QwqError` names what no class has a slot for."""
+    """ModelConfig -> config.json of the class that computes the same. `QwqError` names what no class has a slot for."""
     if config.use_qk_norm:
         kind, allowed = "qwen3", config.attention_bias == config.attention_output_bias and not config.mlp_bias
     elif config.attention_bias and not config.attention_output_bias:

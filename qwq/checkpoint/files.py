@@ -70,7 +70,7 @@ def write_manifest(folder: Path, **fields: object) -> None:
 
 
 def read_manifest(folder: Path, *, checksums: bool = True) -> dict:
-    """manifest.json after every file it names was checked. `QwqError` says which file, what was expected and what is there."""
+    """manifest.json, after every file it names was checked. `QwqError` says which file and what was expected."""
     manifest = read_json(folder / MANIFEST)
     for name, expected in manifest["files"].items():
         path = folder / name

@@ -60,9 +60,7 @@ def read_config(reader: gguf.GGUFReader, path: Path) -> ModelConfig:
         raise QwqError(f"{path}: a mixture of experts in GGUF is not known")
     names = {tensor.name for tensor in reader.tensors}
     if "rope_freqs.weight" in names:
-        raise QwqError(
-            f"{path}: rope_freqs.weight (Llama 3.1 scaling in GGUF) is not known; use the Hugging Face folder"
-        )
+        raise QwqError(f"{path}: rope_freqs.weight (Llama 3.1 scaling) is not known; use the Hugging Face folder")
 
     def number(key: str, default: Any = None) -> Any:
         value = field(reader, f"{kind}.{key}", default)
@@ -136,6 +134,6 @@ def hf_name(name: str) -> str | None:
 
 
 def _to_halves(weight: Tensor, heads: int) -> Tensor:
-    """llama.cpp keeps the rows of llama's q and k so that rotary pairs are neighbours; here they are half a head apart."""
+    """llama.cpp sorts the rows of llama's q and k so that rotary pairs are neighbours; here they are half a head apart."""
     rows = weight.shape[0]
     return weight.view(heads, rows // heads // 2, 2, -1).transpose(1, 2).reshape(weight.shape).contiguous()

@@ -69,7 +69,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def write(model: Decoder, folder: Path, *, generation: dict, max_shard_bytes: int = 5 * 10**9) -> None:
-    """config.json, generation_config.json and the tensors into an existing folder, in shards of at most `max_shard_bytes`."""
+    """config.json, generation_config.json and the tensors, in shards of at most `max_shard_bytes`, into a folder."""
     config = to_hf(model.config)
     config["dtype"] = str(model.model.norm.weight.dtype).removeprefix("torch.")
     config.update({k: generation[k] for k in ("bos_token_id", "eos_token_id") if k in generation})

@@ -40,9 +40,11 @@ class QueueFull(QwqError):
 
 @dataclass(eq=False)
 class Request:
-    """A prompt on its way. `on_token(request, token, reason)` is called on the engine's thread for every token but the stop
-    token, and once at the end with token None and the reason: "stop", "length", "cancelled" or "error". A true result
-    ends the request with "stop"."""
+    """A prompt on its way.
+
+    `on_token(request, token, reason)` is called on the engine's thread for every token but the stop token, and once at the
+    end with token None and the reason: "stop", "length", "cancelled" or "error". A true result ends it with "stop".
+    """
 
     prompt_ids: Sequence[int]
     params: SamplingParams

@@ -100,7 +100,7 @@ class Sampler:
         return logits
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """logits [V] -> probabilities [V] after temperature, top-k, top-p and min-p, in that order (as `transformers`)."""
+        """logits [V] -> probabilities [V] after temperature, top-k, top-p, min-p, in the order of `transformers`."""
         p = self.params
         logits = logits / p.temperature
         if 0 < p.top_k < len(logits):

@@ -93,7 +93,8 @@ class LanguageModel:
         content, reasoning, last = "", "", Delta()
         for last in self.chat_stream(messages, template, **sampling):
             content, reasoning = content + last.content, reasoning + last.reasoning
-        assert last.usage is not None and last.finish_reason is not None
+        assert last.usage is not None
+        assert last.finish_reason is not None
         return Reply(content, reasoning or None, last.usage, last.finish_reason)
 
     def chat_stream(self, messages: list[dict], template: dict | None = None, **sampling: Any) -> Iterator[Delta]:
@@ -108,7 +109,7 @@ class LanguageModel:
     # Ids and requests -------------------------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """A raw prompt in ids, with the beginning-of-text token where the model wants one. "<|im_start|>" stays text."""
+        """A raw prompt in ids, after the beginning-of-text token where the model wants one; "<|im_start|>" stays text."""
         ids = self.tokenizer.encode_prompt(prompt)
         bos = self.tokenizer.bos_token_id
         return [bos] if not ids and bos is not None else ids

@@ -1,6 +1,7 @@
 """Grouped-query attention and the cache it reads.
 
-Shapes: B batch, T new tokens, S tokens seen (cache and new), C hidden_size, H query heads, K key/value heads, D head_dim.
+Shapes: B batch, T new tokens, S tokens seen (cache and new), C hidden_size, H query heads, K key/value heads,
+D head_dim.
 """
 
 from dataclasses import dataclass
@@ -51,14 +52,14 @@ class KVCache:
 
 @dataclass
 class CacheRows:
-    """A batch of cache rows. `Decoder` asks it for positions and a mask once, every layer stores and reads through it."""
+    """A batch of cache rows. `Decoder` asks it for positions and a mask; every layer stores and reads through it."""
 
     cache: KVCache
     start: int
     stop: int
 
     def begin(self, new: int, device: torch.device) -> tuple[Tensor, Tensor | None, bool]:
-        """Before `new` tokens a row: their positions [B, T], the mask [B, 1, T, S] or None, and whether it is causal."""
+        """Before `new` tokens a row: their positions [B, T], the mask [B, 1, T, S] or None, whether it is causal."""
         before = self.cache.lengths[self.start : self.stop]
         self.total = max(before) + new
         self.cache.reserve(self.total)

@@ -1,6 +1,6 @@
 """The parts of a block that are not attention.
 
-Shapes: B batch, T tokens, C hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocab_size.
+Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D head_dim.
 """
 
 import math

@@ -77,8 +77,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, *, zero_residual: bool = False) -> None:
-        """Normal weights of `initializer_range`; `zero_residual` starts every block as the identity (o_proj, down_proj = 0,
-        arXiv:2203.03466), so that depth costs nothing at step 0."""
+        """Normal weights of `initializer_range`.
+
+        `zero_residual` starts every block as the identity (o_proj, down_proj = 0; Fixup, arXiv:1901.09321).
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
