@@ -1,0 +1,266 @@
+"""`qwq data build`: sources through the stages, in order and counted, to documents, held-out ones and report.json.
+
+Documents stream: beside one document, memory holds hashes (of documents, paragraphs and the n-grams of what must not be
+trained on). A stage is a callable that changes the document or returns the reason why it goes.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from qwq.checkpoint.files import new_folder
+from qwq.data import clean
+from qwq.data.decontaminate import Decontaminate, NgramIndex, index_folder, index_wheel
+from qwq.data.dedup import ExactDedup, ParagraphDedup
+from qwq.data.demo import OTHER_BENCHMARKS, PackageSource, benchmark_wheel
+from qwq.data.documents import Document, DocumentWriter, read_documents
+from qwq.data.sources import Source, open_sources
+from qwq.errors import QwqError, UsageError
+
+HELDOUT_FRACTION = 0.03  # of the documents, chosen by their hash
+HELDOUT_BYTES = 300_000  # at most, a language
+HELDOUT_SHARED = 0.05  # a training document with this share of its n-grams, or with
+HELDOUT_RUN = 60  # this many of them, in the held-out documents is dropped
+EXAMPLES = 3  # kept in the report for each reason
+Stage = Callable[[Document], str | None]
+
+
+class Funnel:
+    """Runs documents through stages and counts what each took in, let out and dropped, with a few examples."""
+
+    def __init__(self, stages: dict[str, Stage]) -> None:
+        self.stages = stages
+        self.counts: dict[str, dict] = {name: {"in": 0, "out": 0, "dropped": {}, "examples": {}} for name in stages}
+
+    def __call__(self, document: Document) -> bool:
+        """Whether the document came through."""
+        for name, stage in self.stages.items():
+            count = self.counts[name]
+            count["in"] += 1
+            if (reason := stage(document)) is not None:
+                count["dropped"][reason] = count["dropped"].get(reason, 0) + 1
+                examples = count["examples"].setdefault(reason, [])
+                if len(examples) < EXAMPLES:
+                    examples.append({"source": document.source, "meta": document.meta, "text": document.text[:160]})
+                return False
+            count["out"] += 1
+        return True
+
+
+def build(
+    sources: list[str],
+    out: Path | str,
+    *,
+    evaluation_dir: Path | str | None = None,
+    progress: bool = True,
+) -> dict:
+    """Build a corpus and return its report.
+
+    sources: names (`demo`, `chinese-poetry`) or paths; none means `demo`. out: a new folder, or one that an earlier
+    build wrote, which is replaced as a whole at the end. evaluation_dir: evaluation sets to stay clear of (default
+    QWQ_DATA_DIR). Writes documents/*.jsonl.zst, heldout/{en,zh,code}.jsonl.zst, duplicates.jsonl, report.json.
+    `QwqError` when nothing is left; `UsageError` for a source that is not known or a folder with other things in it.
+    """
+    out = Path(out)
+    if out.exists() and not (out / "report.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not a folder that `qwq data build` wrote; give another --out")
+    opened = open_sources(sources or ["demo"])
+    report: dict = {"sources": {}, "languages": {}, "stages": {}, "decontamination": {}, "heldout": {}, "set_aside": []}
+    console = Console(stderr=True)
+
+    def set_aside(file: str, reason: str) -> None:
+        report["set_aside"].append({"file": file, "reason": reason})
+        if progress:
+            console.print(f"set aside {file}: {reason}", markup=False, highlight=False, soft_wrap=True)
+
+    available = _prepared(opened, set_aside)
+    index = _evaluation_index(available, evaluation_dir, report["decontamination"], set_aside)
+    with new_folder(out) as folder, ExitStack() as stack:
+        duplicates = stack.enter_context(open(folder / "duplicates.jsonl", "w", encoding="utf-8"))
+
+        def matched(document: Document, kept: str) -> None:
+            duplicates.write(json.dumps({"dropped": document.hash, "kept": kept, "source": document.source}) + "\n")
+
+        decontaminate, paragraphs = Decontaminate(index), ParagraphDedup()
+        funnel = Funnel(
+            {
+                "clean": clean.clean,
+                "language": clean.identify,
+                "quality": clean.quality,
+                "exact_dedup": ExactDedup(matched),
+                "paragraph_dedup": paragraphs,
+                "decontamination": decontaminate,
+            }
+        )
+        heldout = HeldOut(folder / "heldout")
+        with DocumentWriter(folder / "first-pass.jsonl.zst", level=1) as kept:
+            for document in _read(available, report["sources"], set_aside, progress):
+                if funnel(document) and not heldout.takes(document):
+                    kept.write(document)
+        heldout.close()
+        second = Funnel({"heldout_overlap": heldout.overlap})
+        with DocumentWriter(folder / "documents") as writer:
+            for document in read_documents(folder / "first-pass.jsonl.zst") if kept.count else ():
+                if second(document):
+                    writer.write(document)
+                    _count(report, document)
+        if not writer.count:
+            raise QwqError(_empty(report, sum(s["read"] for s in report["sources"].values())))
+        (folder / "first-pass.jsonl.zst").unlink()
+        report["stages"] = funnel.counts | second.counts
+        removed = {"removed_paragraphs": paragraphs.removed_paragraphs, "removed_bytes": paragraphs.removed_bytes}
+        report["stages"]["paragraph_dedup"] |= removed
+        report["decontamination"]["dropped"] = decontaminate.hits
+        report["heldout"] = heldout.counts()
+        report["documents"], report["bytes"] = writer.count, writer.bytes
+        (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _prepared(sources: list[Source], set_aside: Callable[[str, str], None]) -> list[Source]:
+    """The sources that can be had; packages are fetched side by side."""
+
+    def prepare(source: Source) -> str:
+        try:
+            if isinstance(source, PackageSource):
+                source.prepare()
+        except QwqError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(3) as pool:
+        problems = list(pool.map(prepare, sources))
+    for source, problem in zip(sources, problems, strict=True):
+        if problem:
+            set_aside(source.name, f"left out: {problem}")
+    available = [source for source, problem in zip(sources, problems, strict=True) if not problem]
+    if not available:
+        raise QwqError(f"no source can be had: {problems[0]}")
+    return available
+
+
+def _evaluation_index(
+    sources: list[Source], folder: Path | str | None, report: dict, set_aside: Callable[[str, str], None]
+) -> NgramIndex:
+    """The n-grams of every evaluation set at hand, and in the report which those are."""
+    index = NgramIndex()
+    folder = os.environ.get("QWQ_DATA_DIR") if folder is None else folder
+    if folder and Path(folder).is_dir():
+        index_folder(index, Path(folder), set_aside)
+    elif folder:
+        raise UsageError(f"{folder}, the folder of evaluation sets, does not exist; unset QWQ_DATA_DIR or correct it")
+    else:
+        report["note"] = "QWQ_DATA_DIR is not set: no evaluation set of your own was checked"
+    if any(isinstance(source, PackageSource) for source in sources) and (wheel := benchmark_wheel()):
+        index_wheel(index, wheel, OTHER_BENCHMARKS, set_aside)
+    report["ngrams"] = len(index)
+    report["sets"] = {n: {"texts": index.texts[n], "too_short_to_check": index.too_short[n]} for n in index.names}
+    return index
+
+
+def _read(
+    sources: list[Source], report: dict, set_aside: Callable[[str, str], None], progress: bool
+) -> Iterator[Document]:
+    """All documents of all sources, counted, behind a progress bar with rate and remaining time."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task("reading", total=sum(source.size for source in sources) or None)
+        done = 0
+        for source in sources:
+            bar.update(task, description=source.name)
+            try:
+                for document in source.documents(set_aside):
+                    size = len(document.text.encode("utf-8", "replace"))
+                    size = size or sum(len(m["content"]) for m in document.messages or ())
+                    count = report.setdefault(document.source, _new_count(document.license))
+                    count["read"] += 1
+                    count["bytes_read"] += size
+                    done += size
+                    bar.update(task, completed=done)
+                    yield document
+            except QwqError as error:
+                set_aside(source.name, str(error))
+
+
+def _new_count(license: str) -> dict:
+    return {"license": license, "read": 0, "kept": 0, "bytes_read": 0, "bytes": 0}
+
+
+def _count(report: dict, document: Document) -> None:
+    size = len(document.text.encode())
+    source = report["sources"].setdefault(document.source, _new_count(document.license))
+    for count in (source, report["languages"].setdefault(document.language, {"kept": 0, "bytes": 0, "dialogues": 0})):
+        count["kept"] += 1
+        count["bytes"] += size
+    report["languages"][document.language]["dialogues"] += document.kind == "dialogue"
+
+
+def _empty(report: dict, read: int) -> str:
+    """One line that says why nothing is left."""
+    if report["set_aside"]:
+        first = report["set_aside"][0]
+        return f"empty corpus: {read} documents read; the first file set aside is {first['file']}: {first['reason']}"
+    if not read:
+        return "empty corpus: the sources hold no file that a reader knows (.txt, .md, .jsonl, .py ...)"
+    return f"empty corpus: all {read} documents were dropped; see `quality` in docs/data.md for the rules"
+
+
+class HeldOut:
+    """Documents kept out of training, by language, to measure bits per byte on; and what is too close to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[str, DocumentWriter] = {}
+        self._index = NgramIndex()
+        folder.mkdir()
+
+    def takes(self, document: Document) -> bool:
+        """Whether this document is held out (and then it is written): 3 % by hash, no dialogue, 300 kB a language."""
+        if document.kind == "dialogue" or int(document.hash, 16) >= HELDOUT_FRACTION * 2**64:
+            return False
+        language = document.language
+        size = len(document.text.encode())
+        writer = self._writers.get(language)
+        if size > HELDOUT_BYTES / 10 or (writer is not None and writer.bytes + size > HELDOUT_BYTES):
+            return False
+        if writer is None:
+            writer = self._writers[language] = DocumentWriter(self._folder / f"{language}.jsonl.zst")
+        writer.write(document)
+        self._index.add(language, document.text)
+        return True
+
+    def overlap(self, document: Document) -> str | None:
+        """Drops what shares more than chance and idiom with a held-out document."""
+        hits, total, _ = self._index.overlap(document.text)
+        return "in_heldout" if hits and (hits >= HELDOUT_RUN or hits > HELDOUT_SHARED * total) else None
+
+    def counts(self) -> dict:
+        """{language: {documents, bytes}}."""
+        return {name: {"documents": w.count, "bytes": w.bytes} for name, w in sorted(self._writers.items())}
+
+    def close(self) -> None:
+        """End the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def heldout_documents(folder: Path | str) -> dict[str, list[str]]:
+    """Held-out texts by language ("en", "zh", "code") of a folder that `build` wrote."""
+    files = sorted((Path(folder) / "heldout").glob("*.jsonl.zst"))
+    if not files:
+        raise QwqError(
+            f"{folder} has no held-out documents: its corpus is too small, or `qwq data build` did not write it"
+        )
+    return {file.name.split(".")[0]: [document.text for document in read_documents(file)] for file in files}
