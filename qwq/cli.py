@@ -182,12 +182,8 @@ def serve(
 
     if not model:
         raise UsageError("nothing to serve: give --model, for example --model smollm2")
-    run(
-        {name: lm for m in model for name, lm in _named(qwq.load(m, max_batch_size=max_batch_size))},
-        host,
-        port,
-        api_key,
-    )
+    models = [qwq.load(m, max_batch_size=max_batch_size) for m in model]
+    run({lm.name: lm for lm in models}, host, port, api_key)
 
 
 @app.command

