@@ -19,6 +19,7 @@ END_OF_TURN = (
     *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
     *("<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|return|>", "<|call|>"),
 )
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 Spec = dict[str, Any]
 
 
@@ -55,8 +56,7 @@ class FastTokenizer(Tokenizer):
         self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._read_decoder(spec["decoder"])
 
-        names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-        self.named_tokens = {name: token for name in names if (token := self._token_of(name)) is not None}
+        self.named_tokens = {name: token for name in _NAMED if (token := self._token_of(name)) is not None}
         self.bos_token_id = self._id_of("bos_token")
         self.add_bos = self._adds_bos()
         eos = self._id_of("eos_token")
@@ -106,6 +106,7 @@ class FastTokenizer(Tokenizer):
         config = {key: value for key, value in config.items() if value is not None}
         write_json(folder / "tokenizer.json", spec)
         write_json(folder / "tokenizer_config.json", config)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # of another tokenizer: it would win over ours
         generation = folder / "generation_config.json"
         if self.eos_token_ids and not generation.exists():
             write_json(generation, {"eos_token_id": list(self.eos_token_ids)})
@@ -218,6 +219,17 @@ def added_token(content: str, token_id: int, *, special: bool = True) -> Spec:
     return {"id": token_id, "content": content, **flags}
 
 
+def bos_processor(token: str, token_id: int) -> Spec:
+    """A `post_processor` that puts the beginning-of-sequence token in front, for other readers of tokenizer.json."""
+    bos, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, text],
+        "pair": [bos, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }
+
+
 def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -251,9 +263,17 @@ def _without_first_space(spec: Spec) -> Spec | None:
 
 
 def _add_tokens_of_config(spec: Spec, config: dict[str, Any]) -> None:
-    """Tokens that only tokenizer_config.json lists, as `transformers` adds them."""
+    """Add the tokens that only tokenizer_config.json lists or names, as `transformers` does."""
     known = {token["id"] for token in spec["added_tokens"]}
     for token_id, token in config.get("added_tokens_decoder", {}).items():
         if int(token_id) not in known:
             spec["added_tokens"].append(added_token(token["content"], int(token_id)) | token)
+    written = {token["content"] for token in spec["added_tokens"]}
+    vocab = spec["model"].get("vocab")
+    for name in _NAMED:
+        named = config.get(name)
+        content = named.get("content") if isinstance(named, dict) else named
+        if content is not None and content not in written and isinstance(vocab, dict) and content in vocab:
+            written.add(content)
+            spec["added_tokens"].append(added_token(content, vocab[content]))
     spec["added_tokens"].sort(key=lambda token: token["id"])

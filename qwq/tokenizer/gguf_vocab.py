@@ -7,8 +7,9 @@ import gguf
 
 from qwq.errors import QwqError
 from qwq.tokenizer.byte_level import SPLITS, byte_level_spec
-from qwq.tokenizer.fast import FastTokenizer, added_token
-from qwq.tokenizer.spm_model import CONTROL, UNKNOWN_TYPE, USER_DEFINED, sentencepiece_spec
+from qwq.tokenizer.fast import FastTokenizer, added_token, bos_processor
+from qwq.tokenizer.spm_model import sentencepiece_spec
+from qwq.tokenizer.spm_proto import CONTROL, UNKNOWN, USER_DEFINED
 
 
 def tokenizer_from_gguf(source: Path | gguf.GGUFReader) -> FastTokenizer:
@@ -41,7 +42,7 @@ def tokenizer_from_gguf(source: Path | gguf.GGUFReader) -> FastTokenizer:
     else:
         # The first space that is not the first character parts a merge: a token may be a space itself.
         merges = [(m[: (cut := m.index(" ", 1))], m[cut + 1 :]) for m in field("ggml.merges", [])]
-        steering = (CONTROL, USER_DEFINED, UNKNOWN_TYPE)
+        steering = (CONTROL, USER_DEFINED, UNKNOWN)
         added = [
             added_token(t, i, special=types[i] != USER_DEFINED) for i, t in enumerate(tokens) if types[i] in steering
         ]
@@ -56,4 +57,6 @@ def tokenizer_from_gguf(source: Path | gguf.GGUFReader) -> FastTokenizer:
     config["add_bos_token"] = bool(field("ggml.add_bos_token", adds_bos))
     config["chat_template"] = field("chat_template")
     turn_ends = (field(f"ggml.{key}_token_id") for key in ("eot", "eom"))
+    if config["add_bos_token"] and "bos_token" in config:
+        spec["post_processor"] = bos_processor(config["bos_token"], ids["bos_token"])
     return FastTokenizer(spec, config, eos_token_ids=tuple(i for i in turn_ends if i is not None))

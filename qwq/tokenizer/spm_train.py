@@ -11,10 +11,14 @@ from pathlib import Path
 import sentencepiece
 
 from qwq.errors import QwqError, UsageError
+from qwq.tokenizer.base import without_surrogates
 from qwq.tokenizer.fast import FastTokenizer
-from qwq.tokenizer.spm_model import ESCAPES, SHOWN_TOKENS, UNKNOWN, tokenizer_from_sentencepiece
+from qwq.tokenizer.spm_model import ESCAPE, ESCAPES, SHOWN_TOKENS, SPACE, tokenizer_from_sentencepiece
+from qwq.tokenizer.spm_proto import without_file_names
 
-_BORDER = "\U000f2582"  # private use; marks in training text where no piece may cross
+# Private use; marks in training text where no piece may cross. At the end of a line it also keeps SentencePiece from
+# dropping the line end.
+_BORDER = "\U000f2582"
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MAX_SEGMENT = 1000  # characters
 _SAMPLE_CHARACTERS = 25_000_000
@@ -45,18 +49,20 @@ def train_sentencepiece(
             f"--vocab-size {vocab_size} is too small: {fixed} ids are bytes and control tokens; take 512 or more"
         )
     segments = _sample(texts, sample_characters, random.Random(seed))
-    if not segments:
+    alphabet = _alphabet(segments, character_coverage, (vocab_size - fixed) // 2)
+    if not alphabet:
         raise QwqError("the corpus has no text to train a tokenizer on; give documents that are not empty")
+    rare = re.compile(f"[^{re.escape(''.join(sorted(alphabet)))}]+")
     with tempfile.TemporaryDirectory() as folder:
         normalize, denormalize = _write_escape_rules(Path(folder))
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(segments),
+                sentence_iterator=(rare.sub(_BORDER, segment) + _BORDER for segment in segments),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
-                character_coverage=_coverage(segments, character_coverage, (vocab_size - fixed) // 2),
+                character_coverage=1.0,  # of what `rare` has left
                 byte_fallback=True,
                 split_digits=True,
                 add_dummy_prefix=False,
@@ -65,7 +71,6 @@ def train_sentencepiece(
                 pretokenization_delimiter=_BORDER,
                 control_symbols=[*CONTROL_TOKENS, *SHOWN_TOKENS],
                 unk_id=0,
-                unk_piece=UNKNOWN,
                 bos_id=-1,
                 eos_id=-1,
                 pad_id=-1,
@@ -76,7 +81,7 @@ def train_sentencepiece(
             )
         except RuntimeError as error:
             raise QwqError(_training_error(str(error), vocab_size)) from error
-    tokenizer = tokenizer_from_sentencepiece(model.getvalue(), "the trained model")
+    tokenizer = tokenizer_from_sentencepiece(without_file_names(model.getvalue()), "the trained model")
     tokenizer.save(out)
     return tokenizer
 
@@ -99,20 +104,27 @@ def _sample(texts: Iterable[str], characters: int, choice: random.Random) -> lis
 
 
 def _segments(text: str) -> Iterator[str]:
-    """`text` in lines with their line ends, each followed by the mark that keeps SentencePiece from dropping them."""
-    for line in re.findall("[^\n]*\n+|[^\n]+", text):
+    """`text` in lines, with their line ends."""
+    for line in re.findall("[^\n]*\n+|[^\n]+", without_surrogates(text)):
         for start in range(0, len(line), _MAX_SEGMENT):
-            yield line[start : start + _MAX_SEGMENT] + _BORDER
+            yield line[start : start + _MAX_SEGMENT]
 
 
-def _coverage(segments: list[str], wanted: float, max_characters: int) -> float:
-    """The share of the text to be covered by single characters: `wanted`, or what `max_characters` of them cover."""
+def _alphabet(segments: list[str], coverage: float, most: int) -> set[str]:
+    """The commonest characters that make up `coverage` of the text, at most `most` of them."""
     counts = Counter[str]()
     for segment in segments:
         counts.update(segment)
-    del counts[_BORDER]
-    common = sum(count for _, count in counts.most_common(max_characters))
-    return min(wanted, common / counts.total())
+    for never in (SPACE, ESCAPE, _BORDER, "\0"):
+        counts.pop(never, None)
+    alphabet: set[str] = set()
+    covered = 0
+    for character, count in counts.most_common(most):
+        if covered >= coverage * counts.total():
+            break
+        alphabet.add(character)
+        covered += count
+    return alphabet
 
 
 def _write_escape_rules(folder: Path) -> tuple[Path, Path]:

@@ -101,13 +101,10 @@ def thinking_span(text: str) -> tuple[int, int] | None:
         end = find_close(text[begin:])
         return None if end is None else (begin, begin + end)
     at = find_close(text)
-    while at is not None:
-        line = text[text.rfind("\n", 0, at) + 1 :].split("\n", 1)[0]
-        if line.strip() == CLOSE:
-            return 0, at
-        after = find_close(text[at + 1 :])
-        at = None if after is None else at + 1 + after
-    return None
+    if at is None:
+        return None
+    line = text[text.rfind("\n", 0, at) + 1 :].split("\n", 1)[0]
+    return (0, at) if line.strip() == CLOSE else None
 
 
 def find_close(text: str, *, before: str = "", final: bool = True) -> int | None:
