@@ -275,7 +275,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         if arguments[:1] == ["train"]:
-            from qwq.train.command import main as train
+            from qwq.recipes.command import main as train
 
             train(arguments[1:])
         else:

@@ -20,7 +20,7 @@ from qwq.kernels.limits import gemm_gflop_s, read_gb_s
 
 @dataclass
 class Row:
-    """One comparison. `ratio` is above 1 where ours is better; `spread` holds the smallest and largest of the rounds."""
+    """One comparison. `ratio` is above 1 where ours is better; `spread` is the range over the rounds."""
 
     case: str  # a stable slug that names the size
     peer: str
@@ -38,7 +38,8 @@ def interleave(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 
     A call returns the rate it reached (larger is better). The order turns by one each round.
     """
-    names, rates = list(calls), {name: [] for name in calls}  # type: dict[str, list[float]]
+    names = list(calls)
+    rates: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()
@@ -111,7 +112,7 @@ def limits() -> dict[str, float]:
 
 def report(bench: str, rows: list[Row], measured: dict, found: dict, json_path: Path | None, **more: object) -> dict:
     """Print the table on standard error; write the JSON to `json_path` ("-" is standard output). Returns it."""
-    result = {"bench": bench, "machine": machine(), "versions": found, "limits": measured}
+    result: dict = {"bench": bench, "machine": machine(), "versions": found, "limits": measured}
     result |= {"rows": [asdict(row) for row in rows], **more}
     table = Table(title=f"qwq bench {bench}")
     for column in ("case", "peer", "ours", "theirs", "unit", "ratio", "spread", "of limit"):

@@ -1,0 +1,41 @@
+"""Named recipes: each a function that returns a Recipe. Trials behind the numbers are in docs/log.md."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from qwq.errors import UsageError
+from qwq.model import PRESETS
+from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TrainingConfig
+
+
+def qwq_nano() -> Recipe:
+    """About 8M parameters, for a laptop CPU: minutes, not hours."""
+    return Recipe(name="qwq-nano", model=PRESETS["qwq-nano"])
+
+
+def qwq_small() -> Recipe:
+    """About 125M parameters, for one GPU: 2.5 billion tokens, 20 a parameter."""
+    return Recipe(
+        name="qwq-small",
+        model=PRESETS["qwq-small"],
+        data=DataConfig(seq_len=2048),
+        objective=ObjectiveConfig(chunk_size=4096),
+        training=TrainingConfig(
+            steps=5000, batch_size=256, micro_batch_size=16, learning_rate=1e-3, eval_tokens=262_144, compile=True
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"qwq-nano": qwq_nano, "qwq-small": qwq_small}
+
+
+def find(name: str) -> Recipe:
+    """A named recipe, or one from a JSON file. `UsageError` names the nearest known name."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    if name.endswith(".json") or Path(name).is_file():
+        return Recipe.load(Path(name))
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(RECIPES)}, or give a JSON file"
+    raise UsageError(f"no recipe {name!r}: {hint}")

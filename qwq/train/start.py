@@ -1,0 +1,96 @@
+"""What happens before the first step: which recipe counts, a fake batch, minutes to steps."""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from qwq.errors import QwqError, UsageError
+from qwq.model import Decoder
+from qwq.recipe import Recipe
+from qwq.tokenizer import Tokenizer
+from qwq.train import optim, state
+from qwq.train.gradients import compute_gradients
+
+EVALUATION_COST = 0.4  # of a training token: no backward pass, no optimizer
+
+
+def settle(
+    recipe: Recipe, tokenizer: Tokenizer, out: Path, *, resume: bool, minutes: float | None
+) -> tuple[Recipe, bool]:
+    """The recipe that counts, and whether its number of steps is settled. A resumed run goes on under its own recipe.
+
+    `UsageError` if `out` holds a run and `resume` is False, if the run there had another recipe, or if the tokenizer has
+    more ids than the model.
+    """
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, and model.vocab_size is {recipe.model.vocab_size:,}"
+        )
+    if recipe.data.seq_len > recipe.model.max_position_embeddings:
+        raise UsageError(
+            f"data.seq_len ({recipe.data.seq_len}) is beyond model.max_position_embeddings "
+            f"({recipe.model.max_position_embeddings})"
+        )
+    earlier = state.started_with(out)
+    if earlier is not None:
+        if not resume:
+            raise UsageError(f"{out} holds a training run already: add --resume to go on, or choose another --out")
+        steps = dataclasses.replace(recipe.training, steps=earlier.training.steps, minutes=earlier.training.minutes)
+        given = dataclasses.replace(recipe, name=earlier.name, training=steps)
+        difference = state.first_difference(given.to_dict(), earlier.to_dict())
+        if difference:
+            raise UsageError(f"{out} was started with another recipe: {difference}; resume it with its own")
+        return earlier, True
+    if minutes is not None:
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, minutes=minutes))
+    return recipe, False
+
+
+def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: Recipe) -> float:
+    """Whole steps on made-up tokens: what runs out of memory does so now. Returns the seconds of a step.
+
+    They also pay for what only the first steps pay, such as compilation.
+
+    The weights are spoilt by it (initialise or restore them afterwards); the optimizers' state is cleared here.
+    """
+    training, shape = recipe.training, (recipe.training.micro_batch_size, recipe.data.seq_len)
+    if training.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+    times = []
+    random = torch.Generator().manual_seed(0)
+    try:
+        for _ in range(5):
+            start = time.perf_counter()
+            ids = [
+                torch.randint(recipe.model.vocab_size, shape, generator=random)
+                for _ in range(training.batch_size // shape[0])
+            ]
+            compute_gradients(model, [(x, x) for x in ids], recipe.objective)
+            optim.clip(list(model.parameters()), training.max_grad_norm)
+            optim.update(optimizers, 0.0)
+            times.append(time.perf_counter() - start)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        raise QwqError(
+            f"out of memory at the first batch: lower training.micro_batch_size ({shape[0]}) or data.seq_len ({shape[1]})"
+        ) from None
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    return statistics.median(times[2:])
+
+
+def steps_of_minutes(recipe: Recipe, begun: float, step_seconds: float, eval_tokens: int) -> Recipe:
+    """`training.minutes`, from `begun` on, as a number of steps that leaves time for the evaluations; without minutes, as is."""
+    training = recipe.training
+    if training.minutes is None:
+        return recipe
+    left = training.minutes * 60 - (time.monotonic() - begun)
+    token_seconds = step_seconds / (training.batch_size * recipe.data.seq_len)
+    evaluation = EVALUATION_COST * token_seconds * eval_tokens
+    steps = max(1, int((left - evaluation) / (step_seconds + evaluation / training.eval_every)))
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, steps=steps))
