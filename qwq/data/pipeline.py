@@ -6,6 +6,7 @@ trained on). A stage is a callable that changes the document or returns the reas
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,11 +21,12 @@ from qwq.data.decontaminate import Decontaminate, NgramIndex, index_folder, inde
 from qwq.data.dedup import ExactDedup, ParagraphDedup
 from qwq.data.demo import OTHER_BENCHMARKS, PackageSource, benchmark_wheel
 from qwq.data.documents import Document, DocumentWriter, read_documents
-from qwq.data.sources import Source, open_sources
+from qwq.data.sources import SetAside, Source, open_sources
 from qwq.errors import QwqError, UsageError
 
 HELDOUT_FRACTION = 0.03  # of the documents, chosen by their hash
-HELDOUT_BYTES = 300_000  # at most, a language
+HELDOUT_BYTES = 300_000  # at most, a language; half of it from one source, a fifth in one document
+HELDOUT_AFTER = 20  # documents that are kept first, so that a tiny corpus trains on all it has
 HELDOUT_SHARED = 0.05  # a training document with this share of its n-grams, or with
 HELDOUT_RUN = 60  # this many of them, in the held-out documents is dropped
 EXAMPLES = 3  # kept in the report for each reason
@@ -100,8 +102,8 @@ def build(
         )
         heldout = HeldOut(folder / "heldout")
         with DocumentWriter(folder / "first-pass.jsonl.zst", level=1) as kept:
-            for document in _read(available, report["sources"], set_aside, progress):
-                if funnel(document) and not heldout.takes(document):
+            for document in _read(available, report["sources"], set_aside, console, progress):
+                if funnel(document) and (kept.count < HELDOUT_AFTER or not heldout.takes(document)):
                     kept.write(document)
         heldout.close()
         second = Funnel({"heldout_overlap": heldout.overlap})
@@ -111,7 +113,7 @@ def build(
                     writer.write(document)
                     _count(report, document)
         if not writer.count:
-            raise QwqError(_empty(report, sum(s["read"] for s in report["sources"].values())))
+            raise QwqError(_empty(report, funnel.counts))
         (folder / "first-pass.jsonl.zst").unlink()
         report["stages"] = funnel.counts | second.counts
         removed = {"removed_paragraphs": paragraphs.removed_paragraphs, "removed_bytes": paragraphs.removed_bytes}
@@ -123,7 +125,7 @@ def build(
     return report
 
 
-def _prepared(sources: list[Source], set_aside: Callable[[str, str], None]) -> list[Source]:
+def _prepared(sources: list[Source], set_aside: SetAside) -> list[Source]:
     """The sources that can be had; packages are fetched side by side."""
 
     def prepare(source: Source) -> str:
@@ -146,7 +148,7 @@ def _prepared(sources: list[Source], set_aside: Callable[[str, str], None]) -> l
 
 
 def _evaluation_index(
-    sources: list[Source], folder: Path | str | None, report: dict, set_aside: Callable[[str, str], None]
+    sources: list[Source], folder: Path | str | None, report: dict, set_aside: SetAside
 ) -> NgramIndex:
     """The n-grams of every evaluation set at hand, and in the report which those are."""
     index = NgramIndex()
@@ -165,7 +167,7 @@ def _evaluation_index(
 
 
 def _read(
-    sources: list[Source], report: dict, set_aside: Callable[[str, str], None], progress: bool
+    sources: list[Source], report: dict, set_aside: SetAside, console: Console, progress: bool
 ) -> Iterator[Document]:
     """All documents of all sources, counted, behind a progress bar with rate and remaining time."""
     columns = [
@@ -175,7 +177,7 @@ def _read(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+    with Progress(*columns, console=console, disable=not progress) as bar:
         task = bar.add_task("reading", total=sum(source.size for source in sources) or None)
         done = 0
         for source in sources:
@@ -207,14 +209,16 @@ def _count(report: dict, document: Document) -> None:
     report["languages"][document.language]["dialogues"] += document.kind == "dialogue"
 
 
-def _empty(report: dict, read: int) -> str:
+def _empty(report: dict, stages: dict[str, dict]) -> str:
     """One line that says why nothing is left."""
+    read = sum(source["read"] for source in report["sources"].values())
+    reasons = ", ".join(f"{n} {reason}" for stage in stages.values() for reason, n in stage["dropped"].items())
+    if reasons:
+        return f"empty corpus: all {read} documents were dropped ({reasons}); docs/data.md explains the rules"
     if report["set_aside"]:
         first = report["set_aside"][0]
-        return f"empty corpus: {read} documents read; the first file set aside is {first['file']}: {first['reason']}"
-    if not read:
-        return "empty corpus: the sources hold no file that a reader knows (.txt, .md, .jsonl, .py ...)"
-    return f"empty corpus: all {read} documents were dropped; see `quality` in docs/data.md for the rules"
+        return f"empty corpus: nothing could be read; the first file set aside is {first['file']}: {first['reason']}"
+    return "empty corpus: the sources hold no file that a reader knows (.txt, .md, .jsonl, .py ...)"
 
 
 class HeldOut:
@@ -223,20 +227,22 @@ class HeldOut:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[str, DocumentWriter] = {}
+        self._bytes: Counter[tuple[str, str]] = Counter()  # by language and source
         self._index = NgramIndex()
         folder.mkdir()
 
     def takes(self, document: Document) -> bool:
-        """Whether this document is held out (and then it is written): 3 % by hash, no dialogue, 300 kB a language."""
+        """Whether this document is held out (and then it is written): some 3 %, by hash, and no dialogue."""
         if document.kind == "dialogue" or int(document.hash, 16) >= HELDOUT_FRACTION * 2**64:
             return False
-        language = document.language
-        size = len(document.text.encode())
-        writer = self._writers.get(language)
-        if size > HELDOUT_BYTES / 10 or (writer is not None and writer.bytes + size > HELDOUT_BYTES):
+        language, size = document.language, len(document.text.encode())
+        if language not in self._writers:
+            self._writers[language] = DocumentWriter(self._folder / f"{language}.jsonl.zst")
+        writer = self._writers[language]
+        of_source = self._bytes[language, document.source] + size
+        if size > HELDOUT_BYTES / 5 or of_source > HELDOUT_BYTES / 2 or writer.bytes + size > HELDOUT_BYTES:
             return False
-        if writer is None:
-            writer = self._writers[language] = DocumentWriter(self._folder / f"{language}.jsonl.zst")
+        self._bytes[language, document.source] = of_source
         writer.write(document)
         self._index.add(language, document.text)
         return True
@@ -248,7 +254,7 @@ class HeldOut:
 
     def counts(self) -> dict:
         """{language: {documents, bytes}}."""
-        return {name: {"documents": w.count, "bytes": w.bytes} for name, w in sorted(self._writers.items())}
+        return {name: {"documents": w.count, "bytes": w.bytes} for name, w in sorted(self._writers.items()) if w.count}
 
     def close(self) -> None:
         """End the files."""
