@@ -3,6 +3,7 @@ body, draining; and after it: security headers, the access log and the request m
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -19,6 +20,10 @@ from qwq.serve.metrics import Metrics
 log = logging.getLogger("qwq.serve")
 
 MAX_BODY_BYTES = 10 * 2**20
+BODY_SECONDS = 60.0
+"""A client that takes longer to send its body is refused: it would hold up the end of the server."""
+STALL_SECONDS = 60.0
+"""A client that takes nothing of its answer for so long is given up."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARD = frozenset({"", "0.0.0.0", "::"})
 
@@ -36,6 +41,10 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+
+
+class _Stalled(Exception):
+    """The client does not take what is sent to it."""
 
 
 @dataclass
@@ -85,17 +94,24 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, received = time.monotonic(), 0, 0
+        started, status = time.monotonic(), 0
+        received, complete, deadline = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
         request_id = f"req_{secrets.token_hex(8)}"
         scope.setdefault("state", {})["started"] = started
 
         async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.max_body_bytes:
-                    raise self._too_large()
+            nonlocal received, complete
+            if complete:
+                return await receive()  # the client's leaving, whenever that is
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from None
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise self._too_large()
+            complete = not message.get("more_body", False)
             return message
 
         async def secured_send(message: Message) -> None:
@@ -109,7 +125,11 @@ class Guard:
                 headers.setdefault("cache-control", "no-store" if _is_api(scope) else "no-cache")
                 if self.lifecycle.draining:
                     headers["connection"] = "close"
-            await send(message)
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                raise _Stalled from None
 
         working = False
         try:
@@ -119,6 +139,8 @@ class Guard:
             await self.app(scope, limited_receive, secured_send)
         except ApiError as error:
             await error.response()(scope, receive, secured_send)
+        except _Stalled:
+            log.info("%s: the client stopped reading", request_id)
         except Exception:
             log.exception("%s failed", request_id)
             if status == 0:

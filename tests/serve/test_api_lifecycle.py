@@ -1,5 +1,6 @@
 """Beginnings and ends: clients that leave, clients in a crowd, signals, ports that are taken."""
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from test_api_bad_inputs import assert_openai_error
 
 from qwq.checkpoint import native
 from qwq.errors import QwqError, UsageError
-from qwq.serve import serve
+from qwq.serve import create_app, serve
 
 CHAT = "/v1/chat/completions"
 
@@ -71,6 +72,54 @@ def test_a_client_that_hangs_up_in_the_queue_leaves_the_queue(served, models, st
     assert lm.stats()["running"] == 1
     first.close()
     until(lambda: lm.stats()["running"] == 0)
+
+
+def test_comments_keep_a_waiting_stream_alive(served, models, monkeypatch):
+    monkeypatch.setattr("qwq.serve.stream.KEEP_ALIVE_SECONDS", 0.01)
+    first = post_raw(served.url, ask("narrow", 16000, stream=True))
+    until(lambda: models["narrow"].stats()["running"] == 1)
+    with httpx.stream("POST", served.url + CHAT, json=ask("narrow", 5, stream=True), timeout=60) as response:
+        lines = response.iter_lines()
+        assert ": still working" in lines  # reads up to it
+        first.close()
+        events = [line for line in lines if line and not line.startswith(":")]
+    assert events[-1] == "data: [DONE]"
+    assert all(line.startswith("data: ") for line in events)
+
+
+def test_a_body_that_never_comes_is_given_up(served, monkeypatch):
+    monkeypatch.setattr("qwq.serve.guard.BODY_SECONDS", 0.1)
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+    until(lambda: served.server.lifecycle.active == 0)
+
+
+def test_a_client_that_stops_reading_is_given_up_and_its_slot_freed(models, monkeypatch):
+    """Straight against the application: it takes megabytes to fill the buffers of a real connection."""
+    monkeypatch.setattr("qwq.serve.guard.STALL_SECONDS", 0.1)
+    app = create_app(models)
+    body = [
+        {"type": "http.request", "body": json.dumps(ask("endless", 16000, stream=True)).encode(), "more_body": False}
+    ]
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+    sent = []
+
+    async def receive():
+        return body.pop() if body else await asyncio.Future()
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) == 4:
+            await asyncio.Future()
+
+    asyncio.run(app(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * 3
+    assert app.state.lifecycle.active == 0
+    until(lambda: models["endless"].stats()["running"] == 0)
 
 
 def test_sixteen_clients_share_four_slots_and_all_are_answered(served, models):
@@ -152,7 +201,7 @@ def test_a_draining_server_answers_503_and_finishes_what_runs(models):
 
 SCRIPT = """
 import sys, qwq
-from qwq.serve import serve
+from qwq.serve import create_app, serve
 lm = qwq.load(sys.argv[1])
 lm.stop_ids = frozenset()
 serve({"endless": lm}, port=0)

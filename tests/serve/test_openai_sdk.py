@@ -236,13 +236,3 @@ def test_a_stream_that_is_closed_early_frees_its_slot(client, models):
     assert models["endless"].stats()["running"] == 1
     stream.close()
     until(lambda: models["endless"].stats()["running"] == 0)
-
-
-def test_comments_keep_a_slow_stream_alive_and_the_sdk_reads_past_them(client, served, monkeypatch):
-    monkeypatch.setattr("qwq.serve.stream.KEEP_ALIVE_SECONDS", 1e-4)
-    asked = {"model": "tiny", "messages": HI, "max_tokens": 30, "seed": 3}
-    chunks = list(client.chat.completions.create(**asked, stream=True))
-    raw = client.chat.completions.with_raw_response.create(**asked, stream=True).http_response
-    assert ": still working\n\n" in raw.read().decode()
-    whole = client.chat.completions.create(**asked)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
