@@ -17,7 +17,7 @@ from qwq.model import ModelConfig
 class TokenizerConfig:
     """The tokenizer to train with: a folder that `qwq tokenizer train` wrote, or a published one."""
 
-    path: str | None = None  # None: the one kept beside the token shards
+    path: str = "data/tokenizer"
 
 
 @dataclass(frozen=True)

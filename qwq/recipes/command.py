@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(dry_run(recipe), indent=2, ensure_ascii=False))
         return
     data = Path(recipe.data.path)
-    tokenizer = load_tokenizer(Path(recipe.tokenizer.path) if recipe.tokenizer.path else data / "tokenizer")
+    tokenizer = load_tokenizer(Path(recipe.tokenizer.path))
     result = train(recipe, data, tokenizer, options.out, resume=options.resume, minutes=options.minutes)
     scores = {name: round(score.bits_per_byte, 4) for name, score in result.scores.items()}
     print(f"{result.checkpoint}: bits per byte {json.dumps(scores)}, {result.tokens_per_second:,.0f} tokens/s")

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwq.data.documents import read_documents
+from qwq.data.documents import Document, read_documents
+from qwq.data.shards import separator
 from qwq.model import Decoder
 from qwq.objectives import cross_entropy_sum
-from qwq.tokenizer import Tokenizer
+from qwq.tokenizer import Tokenizer, encode_chat
 from qwq.train.gradients import precision
 
 
@@ -40,7 +41,7 @@ class HeldOut:
         for path in sorted((folder / "heldout").glob("*.jsonl.zst")):
             ids: list[int] = []
             for document in read_documents(path):
-                ids += [*tokenizer.encode(document.text), *tokenizer.eos_token_ids[:1]]
+                ids += [*_encode(tokenizer, document), separator(tokenizer)]
                 if len(ids) > max_tokens:
                     break
             if len(ids) > 1:
@@ -52,7 +53,7 @@ class HeldOut:
         return sum(len(ids) - 1 for ids in self.domains.values())
 
     def batches(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(input_ids, labels) [<= 8, seq_len], then the rest as a shorter row; every token but the first is once a label."""
+        """(input_ids, labels) [<= 8, seq_len], then the rest as a shorter row; all but the first are labels once."""
         count = (len(ids) - 1) // self.seq_len
         whole = count * self.seq_len
         if count:
@@ -64,6 +65,13 @@ class HeldOut:
     def evaluate(self, model: Decoder) -> dict[str, Score]:
         """The score of every domain."""
         return {name: score(model, self.batches(ids), self.token_bytes) for name, ids in self.domains.items()}
+
+
+def _encode(tokenizer: Tokenizer, document: Document) -> list[int]:
+    """As `qwq.data.shards` does for training."""
+    if document.messages:
+        return encode_chat(tokenizer, document.messages, add_generation_prompt=False)
+    return tokenizer.encode_prompt(document.text)
 
 
 @torch.no_grad()

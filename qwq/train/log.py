@@ -68,7 +68,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 class Interrupt:
-    """While it is open, Ctrl-C and SIGTERM only set `requested`; the loop ends after its step. A second Ctrl-C is at once."""
+    """Open, it has Ctrl-C and SIGTERM only set `requested`: the loop ends after its step. A second one is at once."""
 
     requested = False
 

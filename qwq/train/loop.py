@@ -48,7 +48,7 @@ def train(
     """Train `recipe` on the token shards in `data`; checkpoints, recipe.json and metrics.jsonl go to `out`.
 
     `minutes` (or the recipe's) counts from this call and becomes a number of steps once, from the first fake batch.
-    `resume` continues from the newest checkpoint, bit for bit. Ctrl-C saves and raises `Interrupted`, which says how to go on.
+    `resume` continues from the newest checkpoint, bit for bit. Ctrl-C saves, then raises `Interrupted`.
     """
     begun = time.monotonic()
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(data)))
@@ -58,17 +58,20 @@ def train(
     parameters = list(model.parameters())
     optimizers = optim.build(model, recipe.training)
     loader = PackedLoader(data, recipe.training.micro_batch_size, recipe.data.seq_len, recipe.data.seed)
+    start.check_tokenizer(loader.shards.manifest, tokenizer, data)
     held_out = HeldOut(data, tokenizer, recipe.data.seq_len, recipe.training.eval_tokens)
     gemm = gemm_gflop_s(device, torch.bfloat16 if device == "cuda" else torch.float32)
     seconds = start.fake_steps(model, optimizers, recipe)
     if not settled:
         recipe = start.steps_of_minutes(recipe, begun, seconds, held_out.tokens)
         state.note_start(out, recipe)
+    torch.manual_seed(recipe.training.seed)
     model.init_weights(recipe.training.seed, zero_residual=recipe.training.zero_residual)
     newest = native.newest(out)
     first = state.restore(newest, model, optimizers, loader) if newest else 0
 
-    config, rate, mfu, scores = recipe.training, 0.0, 0.0, {}  # type: ignore[var-annotated]
+    config, rate, mfu = recipe.training, 0.0, 0.0
+    scores: dict[str, Score] = {}
     flops = recipe.model.flops_per_token(recipe.data.seq_len // 2, training=True)
     with Interrupt() as interrupt, Log(out, config.steps, first) as log:
         for step in range(first + 1, config.steps + 1):
@@ -77,9 +80,7 @@ def train(
             loss = compute_gradients(model, batches, recipe.objective)
             norm = optim.clip(parameters, config.max_grad_norm)
             if not math.isfinite(loss + norm):
-                raise QwqError(
-                    f"the loss is {loss} at step {step}: lower the learning rates. Last checkpoint: {newest}"
-                )
+                raise QwqError(f"the loss is {loss} at step {step}; lower the learning rates. Last saved: {newest}")
             factor = optim.learning_rate_factor(step - 1, config)
             optim.update(optimizers, factor)
             speed = config.batch_size * recipe.data.seq_len / (time.perf_counter() - began)

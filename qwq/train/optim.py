@@ -1,7 +1,7 @@
 """Optimizers and the schedule of the learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ def build(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimize
     Each group keeps its highest learning rate as `peak`; `update` scales it step by step. No weight decay on
     vectors; none on the embeddings either, whose rare rows would only shrink.
     """
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and ".layers." in name
         (matrices if matrix else others).append(parameter)
@@ -33,14 +34,14 @@ def build(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimize
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
-    """Share of the highest rate at `step` (0 is the first): linear warm-up, flat, then linear to zero (arXiv:2405.18392)."""
+    """Share of the highest rate at `step` (0 is the first): warm-up, flat, then linearly to zero (arXiv:2405.18392)."""
     warmup, decay = config.warmup_fraction * config.steps, config.decay_fraction * config.steps
     up = (step + 1) / warmup if warmup >= 1 else 1.0
     down = (config.steps - step) / decay if decay >= 1 else 1.0
     return min(1.0, up, down)
 
 
-def clip(parameters: list[Tensor], max_norm: float) -> float:
+def clip(parameters: Sequence[Tensor], max_norm: float) -> float:
     """Scale all gradients together to an L2 norm of at most `max_norm` (0: only measure); returns the norm before."""
     return float(nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf))
 

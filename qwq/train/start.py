@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from qwq.data.shards import tokenizer_hash
 from qwq.errors import QwqError, UsageError
 from qwq.model import Decoder
 from qwq.recipe import Recipe
@@ -22,7 +23,7 @@ def settle(
 ) -> tuple[Recipe, bool]:
     """The recipe that counts, and whether its number of steps is settled. A resumed run goes on under its own recipe.
 
-    `UsageError` if `out` holds a run and `resume` is False, if the run there had another recipe, or if the tokenizer has
+    `UsageError` if `out` holds a run and `resume` is False, if that run has another recipe, or if the tokenizer has
     more ids than the model.
     """
     if tokenizer.vocab_size > recipe.model.vocab_size:
@@ -47,6 +48,12 @@ def settle(
     if minutes is not None:
         recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, minutes=minutes))
     return recipe, False
+
+
+def check_tokenizer(manifest: dict, tokenizer: Tokenizer, data: Path) -> None:
+    """`UsageError` if the shards were written with another vocabulary."""
+    if manifest.get("tokenizer") != tokenizer_hash(tokenizer):
+        raise UsageError(f"{data} was tokenized with another tokenizer; give that one, or tokenize again with this one")
 
 
 def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: Recipe) -> float:
@@ -77,7 +84,8 @@ def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: 
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
         raise QwqError(
-            f"out of memory at the first batch: lower training.micro_batch_size ({shape[0]}) or data.seq_len ({shape[1]})"
+            f"out of memory at the first batch: lower training.micro_batch_size ({shape[0]}) "
+            f"or data.seq_len ({shape[1]})"
         ) from None
     for optimizer in optimizers:
         optimizer.state.clear()
@@ -85,7 +93,7 @@ def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: 
 
 
 def steps_of_minutes(recipe: Recipe, begun: float, step_seconds: float, eval_tokens: int) -> Recipe:
-    """`training.minutes`, from `begun` on, as a number of steps that leaves time for the evaluations; without minutes, as is."""
+    """`training.minutes`, from `begun` on, as steps, with time left for the evaluations; without minutes, as it is."""
     training = recipe.training
     if training.minutes is None:
         return recipe

@@ -21,7 +21,7 @@ class Loader(Protocol):
 
     def __next__(self) -> tuple[Tensor, Tensor]: ...
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -38,7 +38,7 @@ def save(
     recipe: Recipe,
     tokenizer: Tokenizer | None,
 ) -> Path:
-    """Write the checkpoint of this step, then remove the oldest so that `recipe.training.keep` stay. The same run resumes from it."""
+    """Write the checkpoint of this step, then remove the oldest so that `keep` stay. Returns its folder."""
     tensors = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -58,7 +58,7 @@ def save(
 
 
 def restore(folder: Path, model: Decoder, optimizers: list[torch.optim.Optimizer], loader: Loader) -> int:
-    """Put everything back as `save` found it; returns the step. `QwqError` if the checkpoint is damaged or has no such state."""
+    """Put everything back as `save` found it; returns the step. `QwqError` if it is damaged or cannot be resumed."""
     _, saved = native.load_model(folder)
     model.load_state_dict(saved.state_dict())
     tensors, state = native.load_training(folder)
@@ -85,7 +85,7 @@ def started_with(out: Path) -> Recipe | None:
 
 
 def note_start(out: Path, recipe: Recipe) -> None:
-    """Keep the settled recipe, so that a run killed before its first checkpoint resumes with the same number of steps."""
+    """Keep the settled recipe, so that a run killed before its first checkpoint starts again with as many steps."""
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / ".recipe.json.tmp"
     temporary.write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
