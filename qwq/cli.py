@@ -82,6 +82,14 @@ def tokenizer_train(docs: Positional[Path], /, *, vocab_size: int, out: Path) ->
 
 
 @app.command
+def train(*recipe_and_flags: Positional[str]) -> None:
+    """Train a recipe (qwq-nano, qwq-small or a JSON file); `qwq train RECIPE --help` lists every field as a flag."""
+    from qwq.recipes.command import main as run
+
+    run(list(recipe_and_flags))
+
+
+@app.command
 def generate(
     *,
     model: str,
@@ -178,12 +186,16 @@ def serve(
         max_batch_size: requests that run at one time; more wait.
     """
     import qwq
+    from qwq.engine import LanguageModel
     from qwq.serve import serve as run
 
     if not model:
         raise UsageError("nothing to serve: give --model, for example --model smollm2")
-    models = [qwq.load(m, max_batch_size=max_batch_size) for m in model]
-    run({lm.name: lm for lm in models}, host, port, api_key)
+    models: dict[str, LanguageModel] = {}
+    for given in model:
+        lm = qwq.load(given, max_batch_size=max_batch_size)
+        models[given if lm.name in models else lm.name] = lm  # of two with one name, the second is called as given
+    run(models, host, port, api_key)
 
 
 @app.command
@@ -274,10 +286,8 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 16)))
     arguments = sys.argv[1:]
     try:
-        if arguments[:1] == ["train"]:
-            from qwq.recipes.command import main as train
-
-            train(arguments[1:])
+        if arguments[:1] == ["train"]:  # the recipe decides which flags there are, so tyro is asked once it is known
+            train(*arguments[1:])
         else:
             app.cli(prog="qwq", args=arguments, description="From raw text to a safe chat page.")
         sys.stdout.flush()

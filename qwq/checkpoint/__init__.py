@@ -84,6 +84,7 @@ def load(model: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = 
     elif kind == "qwq":
         config, decoder = native.load_model(path, dtype)
         recipe = read_json(path / "recipe.json")
+        name = recipe.get("name", name)
     else:
         config = from_hf(read_json(path / "config.json"), str(path / "config.json"))
         decoder = huggingface.build(config, huggingface.read_tensors(path), dtype, path)
