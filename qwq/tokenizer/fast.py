@@ -41,6 +41,7 @@ class FastTokenizer(Tokenizer):
     ) -> None:
         self._config = dict(config) if config is not None else {}
         self._sentencepiece_model = sentencepiece_model
+        spec = spec | {"added_tokens": [dict(token) for token in spec["added_tokens"]]}  # changed below, here only
         self.special_tokens, self._visible = {}, set()
         _add_tokens_of_config(spec, self._config)
         for token in spec["added_tokens"]:

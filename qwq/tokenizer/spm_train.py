@@ -38,7 +38,7 @@ def train_sentencepiece(
     Byte fallback spells what the vocabulary lacks, so any text survives encode and decode. Digits stand alone, spaces
     are kept as they are, runs of them (indentation) and line ends have pieces of their own. The rarest characters are
     left to the bytes: `character_coverage` of the text is covered by single characters, or less where those would
-    fill more than half of the vocabulary. `sample_characters` bounds what is trained on (a random choice of lines).
+    fill more than a third of the vocabulary. `sample_characters` bounds what is trained on (a random choice of lines).
 
     Raises UsageError for a `vocab_size` that has no room for bytes and control tokens, QwqError for an empty corpus or
     one too small for `vocab_size`.
@@ -49,7 +49,7 @@ def train_sentencepiece(
             f"--vocab-size {vocab_size} is too small: {fixed} ids are bytes and control tokens; take 512 or more"
         )
     segments = _sample(texts, sample_characters, random.Random(seed))
-    alphabet = _alphabet(segments, character_coverage, (vocab_size - fixed) // 2)
+    alphabet = _alphabet(segments, character_coverage, (vocab_size - fixed) // 3)
     if not alphabet:
         raise QwqError("the corpus has no text to train a tokenizer on; give documents that are not empty")
     rare = re.compile(f"[^{re.escape(''.join(sorted(alphabet)))}]+")

@@ -8,34 +8,30 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq.errors import QwqError, UsageError
-from qwq.tokenizer import FastTokenizer, load_tokenizer, train_sentencepiece
+from qwq.tokenizer import FastTokenizer, Tokenizer, load_tokenizer, train_sentencepiece
 from qwq.tokenizer.spm_model import ESCAPE
 
 SPACE = "\u2581"
 # Arbitrary Unicode, with what is likely to break mixed in more often than chance would.
-awkward = st.sampled_from(
-    [
-        *(
-            SPACE,
-            ESCAPE,
-            ESCAPE + "0",
-            ESCAPE + "1",
-            "0",
-            "1",
-            "\ufffd",
-            "\ufeff",
-            "\0",
-            "\x1f",
-            "\r\n",
-            "\n",
-            "\n\n",
-            "\t",
-        ),
-        *(" ", "  ", "    ", "\t", "e\u0301", "\u1100\u1161", "\u200d", "\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea"),
-        *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<unk>", "<0x41>", "<", "|", ">"),
-        *("def f(x):\n    return x\n", "你好。"),
-    ]
-)
+spice = [
+    SPACE,
+    ESCAPE,
+    ESCAPE + "0",
+    ESCAPE + "1",
+    "0",
+    "1",
+    "\ufffd",
+    "\ufeff",
+    "\0",
+    "\x1f",
+    "\r\n",
+    "\n",
+    "\n\n",
+    "\t",
+]
+emoji = ["\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "e\u0301", "\u1100\u1161", "\u200d", " ", "  ", "    "]
+tags = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<unk>", "<0x41>", "<", "|", ">"]
+awkward = st.sampled_from([*spice, *emoji, *tags, "def f(x):\n    return x\n", "你好。"])
 texts = st.lists(st.one_of(st.text(max_size=8), awkward), max_size=12).map("".join)
 
 
@@ -54,18 +50,29 @@ def test_text_of_a_person_never_becomes_a_control_token(trained: FastTokenizer, 
     assert not set(trained.encode(text)) & set(trained.special_tokens.values())
 
 
-@given(texts)
+@pytest.fixture(scope="module")
+def processor(trained_folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece's own program, reading our tokenizer.model."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(trained_folder / "tokenizer.model"))
+
+
+@pytest.fixture(scope="module", params=["", "tokenizer.model"])
+def reloaded(request: pytest.FixtureRequest, trained_folder: Path) -> Tokenizer:
+    """From the folder (its tokenizer.json), and from tokenizer.model alone."""
+    return load_tokenizer(trained_folder / request.param)
+
+
+@given(text=texts)
 @settings(deadline=None, max_examples=300)
-def test_ids_are_those_of_sentencepiece_itself(trained_folder: Path, text: str) -> None:
+def test_ids_are_those_of_sentencepiece_itself(
+    reloaded: Tokenizer, processor: sentencepiece.SentencePieceProcessor, text: str
+) -> None:
     """The Rust pipeline does exactly what the trained tokenizer.model does, the escaping included."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(trained_folder / "tokenizer.model"))
-    for tokenizer in (load_tokenizer(trained_folder), load_tokenizer(trained_folder / "tokenizer.model")):
-        assert tokenizer.encode(text) == processor.encode(text)
+    assert reloaded.encode(text) == processor.encode(text)
 
 
-def test_tokenizer_model_alone_keeps_a_literal_u2581(trained_folder: Path) -> None:
+def test_tokenizer_model_alone_keeps_a_literal_u2581(processor: sentencepiece.SentencePieceProcessor) -> None:
     """The escaping travels inside tokenizer.model, so other SentencePiece programs round-trip it as well."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(trained_folder / "tokenizer.model"))
     text = f"a {SPACE}b{ESCAPE}1{SPACE}{SPACE} {ESCAPE}"
     assert processor.decode(processor.encode(text)) == text
 
@@ -101,7 +108,7 @@ def test_training_is_reproducible(corpus: list[str], tmp_path: Path) -> None:
 
 
 def test_rare_characters_do_not_eat_a_small_vocabulary(tmp_path: Path) -> None:
-    """A corpus of 3,000 different characters and a vocabulary of 1,000: half of it stays free for words."""
+    """A corpus of 3,000 different characters and a vocabulary of 1,000: two thirds of it stay free for words."""
     characters = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
     words = "the quick brown fox jumps over one lazy dog and another sleeping cat while seven birds sing loudly. " * 60
     tokenizer = train_sentencepiece([characters, words], 700, tmp_path)
