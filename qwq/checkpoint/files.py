@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from qwq.errors import QwqError
 
 MANIFEST = "manifest.json"
@@ -36,10 +38,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         temporary.rename(target)
         sync(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise QwqError(
-            f"cannot write {target}: {error.strerror or error}; what was there before is untouched"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise QwqError(f"cannot write {target}: {reason}; what was there before is untouched") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
