@@ -21,7 +21,8 @@ _INVISIBLE = re.compile(
 )
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]")
 _NEWLINE = re.compile("\r\n?|\u2028|\u2029|\x85")
-_SPACES = re.compile("(?<=[^ \n])[ \t\u00a0\u2000-\u200a\u202f\u205f]+")
+_ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
+_INNER_SPACES = re.compile("(?<=[^ \t\n])[ \t]+")
 _STOP_WORDS = {
     "the",
     "be",
@@ -52,10 +53,10 @@ def normalise(text: str, *, code: bool = False) -> str:
     text = _NEWLINE.sub("\n", without_surrogates(text))
     if code:
         return _CONTROL.sub("", text).strip("\n") + "\n"
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
-    text = _SPACES.sub(" ", text)
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    text = _INNER_SPACES.sub(" ", _ODD_SPACE.sub(" ", text))
     text = re.sub("[ \t\u3000]+\n", "\n", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip(" \n\t\u3000")
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def clean(document: Document) -> str | None:
