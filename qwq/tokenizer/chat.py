@@ -30,7 +30,7 @@ CHATML = """\
 {%- endif %}
 """
 _MAX_RENDERED = 16_000_000  # characters; a template that writes more is broken or hostile
-_MAX_POWER = 64
+_MAX_BITS = 4096  # of a number raised to a power
 
 
 def encode_chat(
@@ -192,7 +192,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["*", "**"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and not (abs(right) <= _MAX_POWER):
+        if operator == "**" and isinstance(left, int) and left.bit_length() * right > _MAX_BITS:
             raise OverflowError("its powers are too large")
         if operator == "*" and not all(isinstance(side, int | float) for side in (left, right)):
             count, item = (left, right) if isinstance(left, int) else (right, left)

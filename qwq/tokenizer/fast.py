@@ -1,9 +1,9 @@
 """The one tokenizer of this project: a `tokenizers` pipeline, whatever file its vocabulary came from."""
 
 import json
+import os
 import re
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,13 @@ class FastTokenizer(Tokenizer):
         self._special_pattern = _special_pattern(spec["added_tokens"])
         self._inner = _inner(spec)
         self._inner_later = _inner(later) if (later := _without_first_space(spec)) is not None else self._inner
-        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocab = self._inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        self._tokens: list[str | None] = [None] * self.vocab_size
+        for token, token_id in vocab.items():
+            self._tokens[token_id] = token
+        self._added = {token["id"] for token in spec["added_tokens"]}
+        self._bytes: dict[int, bytes] = {}
         self._read_decoder(spec["decoder"])
 
         self.named_tokens = {name: token for name in _NAMED if (token := self._token_of(name)) is not None}
@@ -87,13 +93,21 @@ class FastTokenizer(Tokenizer):
         return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def token_bytes(self, token_id: int) -> bytes:
-        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+        spelled = self._bytes.get(token_id)
+        if spelled is None:
+            token = self._tokens[token_id] if 0 <= token_id < self.vocab_size else None
+            spelled = b"" if token is None else token.encode() if token_id in self._added else self._spell(token)
+            self._bytes[token_id] = spelled
+        return spelled
 
     def is_hidden(self, token_id: int) -> bool:
         return token_id in self._hidden
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QwqError(f"{folder} cannot be made a folder: {error.strerror}") from error
         spec = json.loads(self._inner.to_str())
         for token in spec["added_tokens"]:
             if token["id"] in self._visible:
@@ -101,7 +115,8 @@ class FastTokenizer(Tokenizer):
         names = {token_id: name for name, token_id in self.special_tokens.items()}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | self._config
         config["add_bos_token"] = self.add_bos
-        config["chat_template"] = self.chat_template
+        if self.chat_template != chat_template_of(config):  # else it stays in the form it came in
+            config["chat_template"] = self.chat_template
         if self._id_of("eos_token") is None and self.eos_token_ids:
             config["eos_token"] = names.get(self.eos_token_ids[0], self._tokens[self.eos_token_ids[0]])
         config = {key: value for key, value in config.items() if value is not None}
@@ -112,7 +127,7 @@ class FastTokenizer(Tokenizer):
         if self.eos_token_ids and not generation.exists():
             write_json(generation, {"eos_token_id": list(self.eos_token_ids)})
         if self._sentencepiece_model is not None:
-            (folder / "tokenizer.model").write_bytes(self._sentencepiece_model)
+            write_whole(folder / "tokenizer.model", self._sentencepiece_model)
 
     def _encode_plain(self, text: str, *, first: bool) -> list[int]:
         """Ids of text in which no control token is looked for. `first`: it begins the input."""
@@ -168,21 +183,6 @@ class FastTokenizer(Tokenizer):
                     )
         self.text_replacements = tuple(after)
 
-    @cached_property
-    def _tokens(self) -> list[str | None]:
-        tokens: list[str | None] = [None] * self.vocab_size
-        for token, token_id in self._inner.get_vocab(with_added_tokens=True).items():
-            tokens[token_id] = token
-        return tokens
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        added = self._inner.get_added_tokens_decoder()
-        return [
-            b"" if token is None else token.encode() if i in added else self._spell(token)
-            for i, token in enumerate(self._tokens)
-        ]
-
     def _spell(self, token: str) -> bytes:
         if self._byte_level:
             # A character outside the alphabet stands for itself, as in `tokenizers`.
@@ -232,7 +232,21 @@ def bos_processor(token: str, token_id: int) -> Spec:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it: it is whole, or as it was before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise QwqError(f"{path} could not be written: {error.strerror}") from error
 
 
 def _inner(spec: Spec) -> tokenizers.Tokenizer:

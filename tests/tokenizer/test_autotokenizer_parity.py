@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwq.errors import QwqError
 from qwq.tokenizer import FastTokenizer, load_tokenizer
 from qwq.tokenizer.spm_model import ESCAPE
 
@@ -55,6 +56,17 @@ def test_saving_over_another_tokenizer_leaves_none_of_its_template(trained: Fast
     trained.save(tmp_path)
     assert load_tokenizer(tmp_path).chat_template == trained.chat_template
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == trained.chat_template
+
+
+def test_a_place_that_cannot_be_written_is_named(trained: FastTokenizer, tmp_path: Path) -> None:
+    """A file where the folder should be; a disk that is full (or here: a name that is taken) leaves no rest behind."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QwqError, match="file cannot be made a folder"):
+        trained.save(tmp_path / "file")
+    (tmp_path / "out" / "tokenizer.json").mkdir(parents=True)
+    with pytest.raises(QwqError, match=r"tokenizer.json could not be written"):
+        trained.save(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokenizer.json"]
 
 
 @given(text=texts)

@@ -84,7 +84,7 @@ def test_it_is_saved_as_a_tokenizer_json(tokenizer: Tokenizer, corpus: list[str]
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real Qwen vocabulary, out of the PyPI package dashscope (fetched once, without its dependencies)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwq" / "tests"
+    cache = Path(os.environ.get("QWQ_CACHE_DIR", Path.home() / ".cache" / "qwq"))
     path = cache / "qwen.tiktoken"
     if not path.exists():
         folder = tmp_path_factory.mktemp("wheel")
