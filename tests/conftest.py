@@ -1,32 +1,17 @@
 """Real objects that many tests share: a small tokenizer, a small model, SmolLM2 where it can be fetched."""
 
 import os
-import random
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 import torch
+from shared_text import sentences
 
 from qwq.checkpoint import Checkpoint
 from qwq.errors import QwqError
 from qwq.model import Decoder, ModelConfig
 from qwq.tokenizer import train_sentencepiece
-
-WORDS_EN = "the a of and model token cat dog river mountain reads writes sees quickly paper number light".split()
-WORDS_ZH = "模型 读取 文字 我们 今天 天气 很好 山 河 猫 狗 数字 光 写 看见 学习 语言".split()
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """Made-up text in English and Chinese, reproducible."""
-    rng = random.Random(seed)
-    out = []
-    for i in range(count):
-        if i % 3 == 2:
-            out.append("".join(rng.choices(WORDS_ZH, k=8)) + "。")
-        else:
-            out.append(" ".join(rng.choices(WORDS_EN, k=9)).capitalize() + f", {rng.randrange(1000)}.")
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from shared_text import sentences
 
 from qwq import cli
 from qwq.checkpoint import native
@@ -57,8 +58,6 @@ def test_convert_writes_a_folder_that_info_reads(qwq, model, tmp_path):
 
 
 def test_documents_become_a_tokenizer_and_shards(qwq, tmp_path):
-    from conftest import sentences
-
     for i in range(30):
         text = "\n\n".join(" ".join(sentences(12, seed=100 * i + j)) for j in range(6))
         (tmp_path / f"{i}.txt").write_text(text, encoding="utf-8")

@@ -17,12 +17,17 @@ def llama_cpp(smollm2_path):
 
 
 def test_the_most_likely_token_agrees_at_95_percent_of_300_positions(smollm2, llama_cpp):
-    ids = smollm2.tokenizer.encode(TEXT * 3)[: POSITIONS + 8]
-    ours = smollm2.logits([ids])[0].argmax(-1)
-    agree = 0
-    for end in range(8, 8 + POSITIONS):
+    ids = smollm2.tokenizer.encode(TEXT)
+    ours = smollm2.logits([ids])[0].argmax(-1).tolist()
+    agree = asked = 0
+    for end in range(8, len(ids)):
         request = {"prompt": ids[:end], "n_predict": 1, "n_probs": 1, "temperature": 0, "cache_prompt": True}
-        reply = llama_cpp.handle_completions(request)
-        theirs = reply["choices"][0]["logprobs"]["content"][0]["id"]
-        agree += theirs == int(ours[end - 1])
+        reply = llama_cpp.handle_completions(request)["choices"][0]
+        if reply["logprobs"] is None:  # its server holds back a token that ends in the middle of a character
+            continue
+        asked += 1
+        agree += reply["logprobs"]["content"][0]["id"] == ours[end - 1]
+        if asked == POSITIONS:
+            break
+    assert asked == POSITIONS
     assert agree >= 0.95 * POSITIONS
