@@ -24,7 +24,6 @@ from qwq.data.documents import Document, Message
 from qwq.data.fetch import Package, fetch
 from qwq.data.sources import SKIPPED_FOLDERS, SetAside, Source
 from qwq.data.wikitext import plain_text
-from qwq.errors import QwqError
 
 GENSIM = Package(
     "pypi", "gensim", "4.4.0",
@@ -262,11 +261,3 @@ def named_sources() -> dict[str, list[Source]]:
     """What `qwq data build NAME` knows by name."""
     demo: list[Source] = [Wikipedia(), Brown(), WritingBench(), StandardLibrary(), ChatterBot()]
     return {"demo": demo, "chinese-poetry": [ChinesePoetry()]}
-
-
-def benchmark_wheel() -> Path | None:
-    """The wheel whose other members are evaluation sets to stay clear of; None where it cannot be had."""
-    try:
-        return fetch(INSPECT_EVALS)
-    except QwqError:
-        return None

@@ -19,7 +19,7 @@ from qwq.checkpoint.files import new_folder
 from qwq.data import clean
 from qwq.data.decontaminate import Decontaminate, NgramIndex, index_folder, index_wheel
 from qwq.data.dedup import ExactDedup, ParagraphDedup
-from qwq.data.demo import OTHER_BENCHMARKS, PackageSource, benchmark_wheel
+from qwq.data.demo import OTHER_BENCHMARKS, PackageSource, WritingBench
 from qwq.data.documents import Document, DocumentWriter, read_documents
 from qwq.data.sources import SetAside, Source, open_sources
 from qwq.errors import QwqError, UsageError
@@ -159,8 +159,9 @@ def _evaluation_index(
         raise UsageError(f"{folder}, the folder of evaluation sets, does not exist; unset QWQ_DATA_DIR or correct it")
     else:
         report["note"] = "QWQ_DATA_DIR is not set: no evaluation set of your own was checked"
-    if any(isinstance(source, PackageSource) for source in sources) and (wheel := benchmark_wheel()):
-        index_wheel(index, wheel, OTHER_BENCHMARKS, set_aside)
+    for source in sources:
+        if isinstance(source, WritingBench):  # its package holds other benchmarks besides
+            index_wheel(index, source.prepare(), OTHER_BENCHMARKS, set_aside)
     report["ngrams"] = len(index)
     report["sets"] = {n: {"texts": index.texts[n], "too_short_to_check": index.too_short[n]} for n in index.names}
     return index

@@ -43,6 +43,12 @@ def test_overlap_is_exactly_a_shared_run_of_13_words(start, length, before, afte
     assert total == max(0, len(words) - WORDS + 1)
 
 
+def test_the_order_of_words_matters():
+    """The same words in another order are another text."""
+    backwards = " ".join(reversed(EVALUATION))
+    assert index_of(glue=" ".join(EVALUATION)).overlap(backwards)[0] == 0
+
+
 def test_chinese_is_compared_by_20_characters():
     """20 shared characters are an overlap, 19 are not, inside English as well; punctuation does not hide it."""
     index = index_of(cmrc2018=HAN)
