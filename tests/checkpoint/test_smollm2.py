@@ -38,9 +38,11 @@ def test_perplexity_of_2000_tokens_equals_transformers(smollm2, theirs, ids):
 def test_greedy_tokens_equal_transformers(smollm2, theirs):
     messages = [{"role": "user", "content": "Explain in two sentences why the sky is blue."}]
     prompt = smollm2.chat_ids(messages)
-    reference = theirs.generate(
-        torch.tensor([prompt]), max_new_tokens=60, do_sample=False, pad_token_id=2, use_cache=True
-    )[0, len(prompt) :].tolist()
+    inputs = torch.tensor([prompt])
+    # The mask is given: left to itself, generate() takes the end-of-turn tokens of the prompt for padding.
+    options = {"attention_mask": torch.ones_like(inputs), "pad_token_id": 0, "eos_token_id": sorted(smollm2.stop_ids)}
+    reference = theirs.generate(inputs, max_new_tokens=60, do_sample=False, **options)[0, len(prompt) :].tolist()
+    reference = [t for t in reference if t not in smollm2.stop_ids]
     reply = smollm2.chat(messages, temperature=0, max_tokens=60)
     assert reply.content == smollm2.tokenizer.decode(reference)
     assert reply.usage.completion_tokens == len(reference)
