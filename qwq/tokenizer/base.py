@@ -54,10 +54,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` reads identically.
-
-        A generation_config.json that names no end tokens is given them, so that `transformers` stops where we stop.
-        """
+        """Write tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` reads identically."""
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a raw prompt: `encode`, after the beginning-of-sequence token where the model wants one."""

@@ -123,10 +123,9 @@ class FastTokenizer(Tokenizer):
         write_json(folder / "tokenizer.json", spec)
         write_json(folder / "tokenizer_config.json", config)
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # of another tokenizer: it would win over ours
-        path = folder / "generation_config.json"
-        generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if self.eos_token_ids and "eos_token_id" not in generation:
-            write_json(path, generation | {"eos_token_id": list(self.eos_token_ids)})
+        generation = folder / "generation_config.json"
+        if self.eos_token_ids and not generation.exists():
+            write_json(generation, {"eos_token_id": list(self.eos_token_ids)})
         if self._sentencepiece_model is not None:
             write_whole(folder / "tokenizer.model", self._sentencepiece_model)
 

@@ -1,6 +1,5 @@
 """What `save` writes is read by `transformers.AutoTokenizer` with the same ids, the same text, the same template."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +56,6 @@ def test_saving_over_another_tokenizer_leaves_none_of_its_template(trained: Fast
     trained.save(tmp_path)
     assert load_tokenizer(tmp_path).chat_template == trained.chat_template
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == trained.chat_template
-
-
-@pytest.mark.parametrize(("found", "kept"), [({"top_p": 0.9}, [3, 1]), ({"eos_token_id": 7, "top_p": 0.9}, 7)])
-def test_end_tokens_are_added_to_a_generation_config_that_names_none(
-    found: dict[str, Any], kept: Any, trained: FastTokenizer, tmp_path: Path
-) -> None:
-    """Without them `transformers` would generate past <|im_end|>; what is named already stays."""
-    (tmp_path / "generation_config.json").write_text(json.dumps(found))
-    trained.save(tmp_path)
-    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"top_p": 0.9, "eos_token_id": kept}
 
 
 def test_a_place_that_cannot_be_written_is_named(trained: FastTokenizer, tmp_path: Path) -> None:
