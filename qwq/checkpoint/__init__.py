@@ -11,6 +11,7 @@ from qwq.checkpoint import builtin, gguf, huggingface, native
 from qwq.checkpoint.config_hf import from_hf
 from qwq.checkpoint.files import new_folder, read_json
 from qwq.errors import QwqError, UsageError
+from qwq.kernels.quantised import Quantised
 from qwq.model import Decoder, ModelConfig
 from qwq.tokenizer import Tokenizer, load_tokenizer
 
@@ -29,6 +30,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     generation: dict = field(default_factory=dict)
     recipe: dict | None = None
+    quantised: dict[str, Quantised] = field(default_factory=dict)  # weights as a GGUF file has them, by parameter name
 
 
 def locate(model: str | Path) -> tuple[Path, str]:
@@ -76,11 +78,12 @@ def load(model: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = 
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
     name = str(model) if str(model) in builtin.BUILTIN else Path(model).stem if kind == "gguf" else Path(model).name
-    generation, recipe = {}, None
+    generation, recipe, quantised = {}, None, {}
     if kind == "gguf":
         reader = gguf.open_gguf(path)
         config = gguf.read_config(reader, path)
         decoder = huggingface.build(config, gguf.read_tensors(reader, config, path), dtype, path)
+        quantised = dict(gguf.read_blocks(reader, config)) if device == "cpu" else {}
     elif kind == "qwq":
         config, decoder = native.load_model(path, dtype)
         recipe = read_json(path / "recipe.json")
@@ -97,7 +100,7 @@ def load(model: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = 
         raise QwqError(
             f"{path}: the tokenizer has {tokenizer.vocab_size:,} ids, and the model embeds {config.vocab_size:,}"
         )
-    return Checkpoint(name, path, kind, config, decoder.to(device).eval(), tokenizer, generation, recipe)
+    return Checkpoint(name, path, kind, config, decoder.to(device).eval(), tokenizer, generation, recipe, quantised)
 
 
 def convert(model: str | Path, to: str, out: Path) -> Checkpoint:
@@ -112,6 +115,7 @@ def convert(model: str | Path, to: str, out: Path) -> Checkpoint:
         native.save(out, source.model, source.tokenizer, recipe, generation=source.generation)
     else:
         with new_folder(out) as temporary:
-            huggingface.write(source.model, temporary, generation=source.generation)
+            eos = list(source.tokenizer.eos_token_ids)  # without it `transformers` writes on past the end of a reply
+            huggingface.write(source.model, temporary, generation={"eos_token_id": eos, **source.generation})
             source.tokenizer.save(temporary)
     return source

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qwq.errors import QwqError
+from qwq.kernels.quantised import FORMATS, Quantised
 from qwq.model import ModelConfig
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -119,6 +120,21 @@ def read_tensors(reader: gguf.GGUFReader, config: ModelConfig, path: Path) -> It
         elif permuted and ".self_attn.k_proj." in name:
             value = _to_halves(value, config.num_key_value_heads)
         yield name, value
+
+
+def read_blocks(reader: gguf.GGUFReader, config: ModelConfig) -> Iterator[tuple[str, Quantised]]:
+    """The matrices that the decode kernel can read as they are quantised, in Hugging Face's name and order of rows."""
+    permuted = field(reader, "general.architecture") == "llama"
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if permuted else {}
+    for tensor in reader.tensors:
+        name, columns = hf_name(tensor.name), int(tensor.shape[0])
+        if name is None or len(tensor.shape) != 2 or tensor.tensor_type.name not in FORMATS:
+            continue
+        blocks = torch.from_numpy(np.array(tensor.data)).view(int(tensor.shape[1]), columns // 32, -1)
+        part = name.split(".")[-2]
+        if part in heads:
+            blocks = _to_halves(blocks, heads[part])
+        yield name, Quantised(tensor.tensor_type.name, blocks)
 
 
 def hf_name(name: str) -> str | None:

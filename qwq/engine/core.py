@@ -9,7 +9,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from qwq.engine.sampler import Sampler, SamplingParams
 from qwq.errors import QwqError, UsageError
+from qwq.kernels.decode import fast_decode
+from qwq.kernels.quantised import Quantised
 from qwq.model import Decoder, KVCache
+from qwq.model.attention import CacheRows
 
 log = logging.getLogger("qwq.engine")
 
@@ -69,7 +72,10 @@ OnToken = Callable[[Request, int | None, str | None], bool | None]
 
 
 class Engine:
-    """Continuous batching over one model, on one thread of its own."""
+    """Continuous batching over one model, on one thread of its own.
+
+    `quantised` holds weights as their file has them, for the decode kernel (`qwq/kernels/decode.py`).
+    """
 
     def __init__(
         self,
@@ -79,12 +85,15 @@ class Engine:
         max_queue: int = 64,
         context_length: int | None = None,
         prefill_chunk: int = 512,
+        quantised: Mapping[str, Quantised] | None = None,
     ):
         self.model, self.max_batch_size, self.max_queue = model, max_batch_size, max_queue
         self.prefill_chunk = prefill_chunk
         self.context_length = model.config.max_position_embeddings if context_length is None else context_length
         weight = model.model.norm.weight
         self.device = weight.device
+        fast = fast_decode(model, quantised)
+        self.decode: Callable[[Tensor, CacheRows], Tensor] = self._decode if fast is None else fast
         self.cache = KVCache(model.config, max_batch_size, weight.dtype, weight.device)
         self.waiting: deque[Request] = deque()
         self.rows: list[Request] = []
@@ -163,10 +172,14 @@ class Engine:
         if decoding:
             batch = self.rows[:decoding]
             ids = torch.tensor([[r.generated[-1]] for r in batch], device=self.device)
-            logits = self.model(ids, cache=self.cache.rows(0, decoding), logits_to_keep=1)[:, -1]
+            logits = self.decode(ids, self.cache.rows(0, decoding))
             for row in reversed(range(decoding)):  # from the back: a row that ends gives its place to the last
                 self._accept(row, logits[row])
         self._prefill()
+
+    def _decode(self, ids: Tensor, rows: CacheRows) -> Tensor:
+        """ids [B, 1] -> logits [B, V], where there is no kernel for it."""
+        return self.model(ids, cache=rows, logits_to_keep=1)[:, -1]
 
     def _prefill(self) -> None:
         if not self.prefilling:

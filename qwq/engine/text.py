@@ -72,7 +72,11 @@ class LanguageModel:
         eos = checkpoint.generation.get("eos_token_id", [])
         self.stop_ids = frozenset([*self.tokenizer.eos_token_ids, *([eos] if isinstance(eos, int) else eos)])
         self.engine = Engine(
-            self.model, max_batch_size=max_batch_size, max_queue=max_queue, context_length=self.context_length
+            self.model,
+            max_batch_size=max_batch_size,
+            max_queue=max_queue,
+            context_length=self.context_length,
+            quantised=checkpoint.quantised,
         )
 
     def __repr__(self) -> str:

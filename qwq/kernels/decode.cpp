@@ -31,6 +31,9 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr int GROUP = 16, BLOCK = 32;  // output rows that are interleaved; weights that share a scale
+#ifndef AHEAD
+#define AHEAD 4096
+#endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -41,10 +44,8 @@ enum Activation : int32_t { SILU = 0, RELU2 = 1 };
 
 extern "C" {
 struct Matrix {           // [rows, columns], y = W x + bias
-    const void* weights;  // F32: row by row. Else: words [rows / 16, columns / 32, 4 or 8, 16], see decode.py
-    const uint16_t* scales;  // half [rows / 16, columns / 32, 16]; rows padded to 16
-    const uint16_t* minima;  // the same, Q4_1 only
-    const float* bias;       // [rows] or null
+    const void* weights;  // F32: row by row. Else: groups of 16 rows, as Quantised.interleaved (quantised.py) makes them
+    const float* bias;    // [rows] or null
     int32_t format, rows, columns;
 };
 struct Layer {
@@ -201,22 +202,32 @@ void rows_f32(const Matrix& w, int first, int count, const float* x, int batch_r
             out.put(batch_row + b, first + r, sum(total[r][b]) + (w.bias ? w.bias[first + r] : 0.0f));
 }
 
-// Quantised weights: 16 rows of W at a time, one in each lane. A word holds 8 (4-bit) or 4 (8-bit) neighbouring weights
-// of a row. A weight is not shifted down but masked where it stands: at bit s it counts 2^s times too much, and x has
-// been multiplied by 2^-s instead (`prepare`), which is exact.
+// Where the weights of a word stand in their block: 4-bit word j is GGUF's bytes 4 j ... 4 j + 3, and a byte holds the
+// weights i (low half) and i + 16 (high half); an 8-bit word holds neighbours.
+template <Format format>
+constexpr int column(int word, int i) {
+    return format == Q8_0 ? 4 * word + i : 4 * word + i / 2 + 16 * (i % 2);
+}
+
+// Quantised weights: 16 rows of W at a time, one in each lane. A weight is not shifted down in its word but masked where
+// it stands: at bit s it counts 2^s times too much, and x has been multiplied by 2^-s instead (`prepare`), which is exact.
 template <Format format, int B>
 void rows_quantised(const Matrix& w, int group, const float* x, const float* sums, int batch_row, const Output& out) {
     constexpr int WORDS = format == Q8_0 ? 8 : 4, EACH = BLOCK / WORDS, CHAINS = B == 1 ? 4 : B == 2 ? 2 : 1;
-    const int n = w.columns, blocks = n / BLOCK;
-    const uint32_t* words = (const uint32_t*)w.weights + (int64_t)group * blocks * WORDS * GROUP;
-    const uint16_t* scales = w.scales + (int64_t)group * blocks * GROUP;
-    const uint16_t* minima = format == Q4_1 ? w.minima + (int64_t)group * blocks * GROUP : nullptr;
+    const int n = w.columns, blocks = n / BLOCK, half_bytes = blocks * GROUP * 2;
+    const int64_t group_bytes = half_bytes * (format == Q4_1 ? 2 : 1) + blocks * WORDS * GROUP * 4;
+    const char* bytes = (const char*)w.weights + group * group_bytes;
+    const uint16_t* scales = (const uint16_t*)bytes;
+    const uint16_t* minima = (const uint16_t*)(bytes + half_bytes);
+    const uint32_t* words = (const uint32_t*)(bytes + half_bytes * (format == Q4_1 ? 2 : 1));
     for (int lane = 0; lane < GROUP; lane += LANES) {
         Vector total[B] = {};
         for (int block = 0; block < blocks; block++) {
             Vector part[B][CHAINS] = {};
             for (int j = 0; j < WORDS; j++) {
-                const Words word = load(words + (block * WORDS + j) * GROUP + lane);
+                const uint32_t* place = words + (block * WORDS + j) * GROUP + lane;
+                __builtin_prefetch((const char*)place + AHEAD);
+                const Words word = load(place);
 #pragma GCC unroll 8
                 for (int i = 0; i < EACH; i++) {
                     Ints q;
@@ -226,7 +237,7 @@ void rows_quantised(const Matrix& w, int group, const float* x, const float* sum
                         q = i == 7 ? (Ints)(word >> 28) : (Ints)(word & 15u << 4 * i);
                     const Vector value = __builtin_convertvector(q, Vector);
                     for (int b = 0; b < B; b++)
-                        part[b][i % CHAINS] += value * x[(int64_t)b * n + block * BLOCK + j * EACH + i];
+                        part[b][i % CHAINS] += value * x[(int64_t)b * n + block * BLOCK + column<format>(j, i)];
                 }
             }
             const Vector scale = load_half(scales + block * GROUP + lane);
@@ -250,16 +261,19 @@ void rows_quantised(const Matrix& w, int group, const float* x, const float* sum
 // x [B, columns] as `rows_quantised` wants it, in the worker's scratch; after it the sum of every block.
 template <Format format>
 const float* prepare(const Matrix& w, const float* x, int batch, float* scratch) {
-    constexpr int EACH = format == Q8_0 ? 4 : 8;
-    float power[EACH];
-    for (int i = 0; i < EACH; i++) power[i] = format == Q8_0 ? std::ldexp(1.0f, -24) : std::ldexp(1.0f, i == 7 ? 0 : -4 * i);
-    const int64_t count = (int64_t)batch * w.columns;
-    float* sums = scratch + count;
-    for (int64_t k = 0; k < count; k += EACH)
-        for (int i = 0; i < EACH; i++) scratch[k + i] = x[k + i] * power[i];
-    for (int64_t block = 0; block < count / BLOCK; block++) {
+    constexpr int WORDS = format == Q8_0 ? 8 : 4, EACH = BLOCK / WORDS;
+    float power[BLOCK];
+    for (int j = 0; j < WORDS; j++)
+        for (int i = 0; i < EACH; i++)
+            power[column<format>(j, i)] = format == Q8_0 ? 0x1p-24f : i == 7 ? 1.0f : 1.0f / (1 << 4 * i);
+    const int64_t blocks = (int64_t)batch * w.columns / BLOCK;
+    float* sums = scratch + blocks * BLOCK;
+    for (int64_t block = 0; block < blocks; block++) {
         float total = 0;
-        for (int i = 0; i < BLOCK; i++) total += x[block * BLOCK + i];
+        for (int i = 0; i < BLOCK; i++) {
+            scratch[block * BLOCK + i] = x[block * BLOCK + i] * power[i];
+            total += x[block * BLOCK + i];
+        }
         sums[block] = total;
     }
     return sums;

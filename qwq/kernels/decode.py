@@ -5,13 +5,14 @@ loaded. Weights that are quantised are kept so and read so, float32 weights are 
 """
 
 import ctypes
+import mmap
 from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qwq.kernels.compile import instructions, library
 from qwq.kernels.quantised import FORMATS, Quantised
@@ -29,7 +30,7 @@ _NORMS = {
 
 
 class _Matrix(Structure):
-    _fields_ = [(name, c_void_p) for name in ("weights", "scales", "minima", "bias")]
+    _fields_ = [(name, c_void_p) for name in ("weights", "bias")]
     _fields_ += [(name, c_int32) for name in ("format", "rows", "columns")]
 
 
@@ -61,13 +62,16 @@ class FastDecode:
     `weight_bytes` is what one call reads of the weights, whatever B is.
     """
 
-    def __init__(self, model: nn.Module, quantised: Mapping[str, Quantised], function: Any):
-        self.function, self.kept = function, []
+    def __init__(self, model: Any, quantised: Mapping[str, Quantised], function: Any):
+        self.function = function
+        self.kept: list[Tensor] = []
         self.weight_bytes = 0
         self.left = dict(model.named_parameters())
         self.quantised = quantised
+        size = sum(-(-q.interleaved_bytes // 64) * 64 for q in quantised.values())
+        self.arena, self.used = _huge(size), 0
         self.embed, self.rotary = model.model.embed_tokens, model.model.rotary
-        config: Any = model.config
+        config = model.config
         layers = (_Layer * config.num_hidden_layers)()
         for index, layer in enumerate(layers):
             for field, name in _MATRICES.items():
@@ -99,13 +103,17 @@ class FastDecode:
         return tensor.data_ptr()
 
     def _matrix(self, name: str) -> _Matrix:
-        weight, bias = self.left.pop(f"{name}.weight"), self.left.pop(f"{name}.bias", None)
+        weight: Tensor = self.left.pop(f"{name}.weight")
+        bias = self.left.pop(f"{name}.bias", None)
         rows, columns = weight.shape
         quantised = self.quantised.get(f"{name}.weight")
-        parts = (weight, None, None) if quantised is None else quantised.interleaved()
-        self.weight_bytes += sum(part.nbytes for part in (*parts, bias) if part is not None)
+        if quantised is not None:
+            weight = self.arena[self.used : self.used + quantised.interleaved_bytes]
+            quantised.interleave(weight)
+            self.used += -(-weight.nbytes // 64) * 64
+        self.weight_bytes += weight.nbytes + (0 if bias is None else bias.nbytes)
         code = _CODES["F32" if quantised is None else quantised.format]
-        return _Matrix(*(self._pointer(part) for part in (*parts, bias)), code, rows, columns)
+        return _Matrix(self._pointer(weight), self._pointer(bias), code, rows, columns)
 
     def __call__(self, ids: Tensor, rows: Any) -> Tensor:
         """ids [B, 1]; `rows` is a `CacheRows` of B rows, and holds one token more a row afterwards. Logits [B, V]."""
@@ -114,15 +122,11 @@ class FastDecode:
         cache.reserve(max(lengths) + 1)
         keys, values = cache.keys[:, rows.start :], cache.values[:, rows.start :]
         self._angles(keys.shape[3])
-        x = self.embed(ids).contiguous()  # [B, 1, C]
-        logits = torch.empty(size, self.model.head.rows)
-        batch = _Batch(
-            *(t.data_ptr() for t in (x, logits, keys, values)),
-            ctypes.cast((c_int32 * size)(*lengths), c_void_p),
-            *keys.stride()[:3],
-            size,
-            torch.get_num_threads(),
-        )
+        with torch.no_grad():
+            x = self.embed(ids).contiguous()  # [B, 1, C]
+        logits, before = torch.empty(size, self.model.head.rows), torch.tensor(lengths, dtype=torch.int32)
+        pointers = (t.data_ptr() for t in (x, logits, keys, values, before))
+        batch = _Batch(*pointers, *keys.stride()[:3], size, torch.get_num_threads())
         if self.function(ctypes.byref(self.model), ctypes.byref(batch)):
             raise MemoryError("no memory for a decode step")
         for row in range(rows.start, rows.stop):
@@ -138,7 +142,19 @@ class FastDecode:
             self.positions = positions
 
 
-def fast_decode(model: nn.Module, quantised: Mapping[str, Quantised] | None = None) -> FastDecode | None:
+def _huge(size: int) -> Tensor:
+    """uint8 [size] in pages of 2 MiB where the system has them: every weight is read once a token, and with small pages
+    much of the time goes to looking up where they are."""
+    page = 2**21
+    memory = mmap.mmap(-1, (size // page + 2) * page)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % page
+    return whole[start : start + size]
+
+
+def fast_decode(model: Any, quantised: Mapping[str, Quantised] | None = None) -> FastDecode | None:
     """The C++ decode step of a model, or None where there is none: not on a CPU, not float32, a model with parts that
     the kernel does not know, no compiler. `quantised` holds matrices by parameter name, to be read instead of the
     float32 parameters."""
