@@ -133,9 +133,9 @@ class FastTokenizer(Tokenizer):
         """Ids of text in which no control token is looked for. `first`: it begins the input."""
         if not text:
             return []
-        return (
-            (self._inner if first else self._inner_later).encode(without_surrogates(text), add_special_tokens=False).ids
-        )
+        inner = self._inner if first else self._inner_later
+        # The batch form lets go of the interpreter lock: a long prompt must not stop the server's other threads.
+        return inner.encode_batch_fast([without_surrogates(text)], add_special_tokens=False)[0].ids
 
     def _id_of(self, key: str) -> int | None:
         """The id of the token that the config names under `key` ("eos_token")."""

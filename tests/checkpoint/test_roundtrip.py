@@ -41,7 +41,7 @@ def test_to_hugging_face_and_back_is_identical(checkpoint, folder, tmp_path):
     again = load(tmp_path / "again")
     assert again.config == checkpoint.config
     assert same(again.model, checkpoint.model)
-    assert again.generation == {"top_k": 20}
+    assert again.generation == {"top_k": 20, "eos_token_id": list(checkpoint.tokenizer.eos_token_ids)}
 
 
 @torch.no_grad()
