@@ -265,7 +265,7 @@ def bench(name: Positional[Literal["train", "decode", "nano"]], /, *, json: Path
 
     Args:
         name: what to measure.
-        json: also write the result here; "-" prints it.
+        json: also write the result here; without a path, print it.
     """
     import importlib
 
@@ -285,6 +285,8 @@ def main() -> None:
     """The entry point of `qwq`. Whatever a person did wrong ends as one line on standard error."""
     os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 16)))
     arguments = sys.argv[1:]
+    if arguments[:1] == ["bench"] and arguments[-1] == "--json":
+        arguments.append("-")  # the path may be left out
     try:
         if arguments[:1] == ["train"]:  # the recipe decides which flags there are, so tyro is asked once it is known
             train(*arguments[1:])
