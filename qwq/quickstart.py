@@ -20,7 +20,7 @@ from qwq.recipes import RECIPES
 from qwq.report import write_report
 from qwq.serve import serve
 from qwq.tokenizer import load_tokenizer, train_sentencepiece
-from qwq.train.loop import train
+from qwq.train.loop import Interrupted, train
 
 PROMPTS = {
     "en": "The history of the city begins",
@@ -43,7 +43,10 @@ def quickstart(minutes: float, out: Path, *, port: int | None) -> None:
     if stage("token shards", tokens / "manifest.json"):
         shards.tokenize(corpus, tokenizer, tokens)
     stage(f"training {recipe.name} for {minutes:g} minutes", run / "none")
-    result = train(recipe, tokens, tokenizer, run, resume=(run / "recipe.json").is_file(), minutes=minutes)
+    try:
+        result = train(recipe, tokens, tokenizer, run, resume=(run / "recipe.json").is_file(), minutes=minutes)
+    except Interrupted as stopped:
+        raise Interrupted(f"{str(stopped).split(';')[0]}; the same command goes on from it") from None
 
     lm = LanguageModel(load(result.checkpoint), name=recipe.name)
     report = {
