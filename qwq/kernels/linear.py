@@ -17,23 +17,37 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
+# An operator of our own around it: torch.compile takes it as it is, where it would lower mkldnn's and fail.
+_library = torch.library.Library("qwq", "FRAGMENT")
+_library.define("product(Tensor x, Tensor weight) -> Tensor")
+_library.impl("product", _product, "CPU")
+
+
+@torch.library.register_fake("qwq::product")
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def available(x: Tensor) -> bool:
+    """Whether oneDNN's product takes this kind of tensor: fp32 on a CPU."""
+    return _mkldnn_linear is not None and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def _takes(x: Tensor) -> bool:
-    """Whether oneDNN is the one to ask: fp32 on a CPU, and more than a few rows."""
-    if _mkldnn_linear is None or x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    return x.numel() >= _FEW_ROWS * x.shape[-1]
+    """Whether oneDNN is the one to ask: it can, and there are more than a few rows."""
+    return available(x) and x.numel() >= _FEW_ROWS * x.shape[-1]
 
 
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight)
+        return torch.ops.qwq.product(x, weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad_x = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_x = torch.ops.qwq.product(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad_weight = weight_gradient(grad, x) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
 
@@ -47,8 +61,8 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if not _takes(x):
         return grad.t() @ x
     if grad.shape[1] > x.shape[1]:
-        return _product(x.t(), grad.t()).t()
-    return _product(grad.t(), x.t())
+        return torch.ops.qwq.product(x.t(), grad.t()).t()
+    return torch.ops.qwq.product(grad.t(), x.t())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

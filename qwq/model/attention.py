@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qwq.kernels.attention import causal_attention
+from qwq.kernels.elementwise import rotate
 from qwq.kernels.linear import Linear
 from qwq.model.config import ModelConfig
-from qwq.model.layers import RMSNorm, rotate
+from qwq.model.layers import RMSNorm
 
 
 class KVCache:
@@ -120,5 +122,8 @@ class Attention(nn.Module):
         query, key = rotate(query, *rope), rotate(key, *rope)
         if cache is not None:
             key, value = cache.store(self.layer, key, value)
-        out = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=True)
+        if causal and mask is None:
+            out = causal_attention(query, key, value)
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
         return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qwq.kernels.elementwise import rms_norm
 from qwq.kernels.linear import Linear
 from qwq.model.config import ModelConfig
 
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -78,12 +79,6 @@ class RotaryEmbedding(nn.Module):
         angles = positions[:, None, :, None] * self.inv_freq  # [B, 1, T, D / 2]
         cos, sin = ((f(angles) * self.attention_scaling).to(dtype) for f in (torch.cos, torch.sin))
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [B, heads, T, D] by the angles of its positions; cos, sin [B, 1, T, D]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def _llama3(inv_freq: Tensor, factor: float, scaling: dict) -> Tensor:

@@ -52,7 +52,8 @@ def save(
     state = {"step": step, "loader": loader.state_dict()}
     native.save(folder, model, tokenizer, recipe.to_dict(), generation=generation or None, training=(tensors, state))
     whole = sorted((out / "checkpoints").glob("step-*"))
-    for old in whole[: -recipe.training.keep]:
+    killed = (out / "checkpoints").glob(".step-*")  # what a kill in the middle of a save leaves
+    for old in [*whole[: -recipe.training.keep], *killed]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
