@@ -22,7 +22,7 @@ INSTRUCTIONS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "generic": "",
 }
-_FLAGS = "-std=c++17 -O3 -fPIC -shared -fopenmp"
+_FLAGS = "-std=c++20 -O3 -fPIC -shared -fopenmp"
 
 
 def cache_dir() -> Path:
@@ -55,7 +55,8 @@ def library(source: Path, isa: str) -> ctypes.CDLL | None:
     command = [*shlex.split(compiler), *_FLAGS.split(), *INSTRUCTIONS[isa].split()]
     try:
         version = subprocess.run([command[0], "--version"], capture_output=True, check=True, timeout=60).stdout
-        key = hashlib.sha256(b"\0".join([source.read_bytes(), " ".join(command).encode(), version]))
+        sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+        key = hashlib.sha256(b"\0".join([*sources, " ".join(command).encode(), version]))
         key.update(platform.machine().encode())
         target = cache_dir() / "kernels" / f"{source.stem}-{isa}-{key.hexdigest()[:16]}.so"
         if not target.is_file():
@@ -63,7 +64,8 @@ def library(source: Path, isa: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error).encode()
-        reason = (output.decode("utf-8", "replace").strip().splitlines() or [type(error).__name__])[0]
+        lines = output.decode("utf-8", "replace").strip().splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "error" in line), lines[0])
         log.warning("%s was not compiled, decoding takes the slower PyTorch path: %s", source.name, reason)
         return None
 
