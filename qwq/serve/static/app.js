@@ -38,7 +38,7 @@ class App {
       editLast: () => this.running || this.log.editLast(),
     });
     this.sidebar = new Sidebar($('#sidebar'), history, (id) => this.runs.has(id), {
-      open: () => this.narrow && this.setSidebar(false),
+      open: (id) => this.open(id),
       rename: (chat, title) => this.rename(chat, title),
       remove: (chat) => this.remove(chat),
     });
@@ -108,7 +108,6 @@ class App {
     const key = await askKey();
     if (key === null) return;
     session.set('key', key);
-    await (this.models.length === 0 ? this.connect() : null);
     then();
   }
 
@@ -128,7 +127,7 @@ class App {
   }
 
   showModel() {
-    this.welcome.show(this.model, this.problem, () => (this.problem === 'key' ? this.unlock(() => {}) : this.connect()));
+    this.welcome.show(this.model, this.problem, () => (this.problem === 'key' ? this.unlock(() => this.connect()) : this.connect()));
     this.composer.setModel(this.model?.id ?? '');
     this.settings.showDefaults(this.model);
   }
@@ -276,10 +275,11 @@ class App {
 async function begin() {
   applyTheme(preferences.theme);
   prepareDialogs();
-  const history = await new History().open();
+  const history = new History();
   const app = new App(history);
   setLanguage(preferences.language);
   app.setSidebar(preferences.sidebar && !app.narrow);
+  await history.open();
   app.open(history.get(location.hash.slice(1)) ? location.hash.slice(1) : null);
   if (history.damaged > 0) toast('history.damaged', { vars: { n: history.damaged } });
   addEventListener('pagehide', () => app.runs.forEach((run) => void history.save(run.chat)));

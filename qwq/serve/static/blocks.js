@@ -6,10 +6,14 @@ import { mathExtension } from './math.js';
 import { escapeHtml, sanitize } from './sanitize.js';
 import { Lexer, Marked, Parser } from './vendor/marked/marked.esm.js';
 
-const ABSOLUTE = /^(?:https?:\/\/|mailto:)/i;
 // Tags that models write inside text and that carry no attribute; all others are shown as they were written.
 const PLAIN_TAG = /^<\/?(?:br|sub|sup|kbd|mark|b|i|u|s|small)\s*\/?>/i;
 const CJK = /[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\u2018-\u201d]/;
+
+/** Whether a model may link there: an address of its own, never one relative to this page. */
+function mayLink(href, protocols = ['http:', 'https:', 'mailto:']) {
+  return URL.canParse(href) && protocols.includes(new URL(href).protocol);
+}
 
 const marked = new Marked({ gfm: true, breaks: true });
 
@@ -32,13 +36,13 @@ marked.use(mathExtension, {
     },
     link({ href, title, tokens }) {
       const inner = this.parser.parseInline(tokens);
-      if (!ABSOLUTE.test(href)) return inner;
+      if (!mayLink(href)) return inner;
       return `<a href="${escapeHtml(href)}"${title ? ` title="${escapeHtml(title)}"` : ''}>${inner}</a>`;
     },
     // A picture's address tells its server who reads this, so it is a link that one may follow.
     image: ({ href, text }) => {
       const name = escapeHtml(text || href);
-      return /^https?:\/\//i.test(href) ? `<a class="picture" href="${escapeHtml(href)}">${name}</a>` : name;
+      return mayLink(href, ['http:', 'https:']) ? `<a class="picture" href="${escapeHtml(href)}">${name}</a>` : name;
     },
     checkbox: ({ checked }) => `<span class="check">${checked ? '☑' : '☐'}</span> `,
   },
@@ -66,15 +70,13 @@ marked.use(mathExtension, {
 /**
  * Text to block tokens, whose `raw` add up to the text.
  *
- * `links` holds the link definitions of earlier blocks and takes those of these. `live` says that the text goes on, so
- * that a formula which is not closed yet is not taken for prose.
+ * `links` holds the link definitions of earlier blocks. `live` says that the text goes on, so that a formula which is
+ * not closed yet is not taken for prose.
  */
 export function lexBlocks(text, links, live) {
   const lexer = new Lexer({ ...marked.defaults, live });
   Object.assign(lexer.tokens.links, links);
-  const tokens = lexer.lex(text);
-  Object.assign(links, tokens.links);
-  return tokens;
+  return lexer.lex(text);
 }
 
 /** One block token as one element, or null where it shows nothing (blank lines, link definitions). */

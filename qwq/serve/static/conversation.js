@@ -104,16 +104,18 @@ export function readChat(value) {
   const newest = Object.values(messages).reduce((a, b) => (a && a.created > b.created ? a : b), null);
   if (newest === null) return null;
   const created = timeOr(value.created, newest.created);
-  return {
+  const chat = {
     id: value.id,
     title: isText(value.title) ? value.title.slice(0, 200) : '',
     named: value.named === true,
     created,
     updated: timeOr(value.updated, created),
     model: isText(value.model) ? value.model : '',
-    leaf: safe(value.leaf) ? value.leaf : newest.id,
+    leaf: safe(value.leaf) ? value.leaf : null,
     messages,
   };
+  if (chat.leaf === null) showBranch(chat, newest.id);
+  return chat;
 }
 
 function breakCycles(messages) {

@@ -50,8 +50,15 @@ export function confirmAction(key, confirmKey) {
   });
 }
 
-/** Asks for the server's API key. Resolves to the key, or to null where none was given. */
+let asking = null;
+
+/** Asks for the server's API key, once at a time. Resolves to the key, or to null where none was given. */
 export function askKey() {
+  asking ??= openKeyDialog().finally(() => (asking = null));
+  return asking;
+}
+
+function openKeyDialog() {
   const dialog = document.querySelector('#key-dialog');
   const input = dialog.querySelector('input');
   const form = dialog.querySelector('form');

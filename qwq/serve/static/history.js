@@ -37,7 +37,6 @@ export class History extends EventTarget {
     } catch (error) {
       this.fail(error);
     }
-    return this;
   }
 
   store(mode) {

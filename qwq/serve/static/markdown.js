@@ -68,6 +68,9 @@ export class StreamingMarkdown {
     this.anchor = this.sealedEnd;
     this.live = tokens.map((token, i) => this.update(before[i], token, i < sealed));
     before.slice(tokens.length).forEach((block) => block.node?.remove());
+    for (const { type, tag, href, title } of tokens.slice(0, sealed)) {
+      if (type === 'def') this.links[tag] ??= { href, title };
+    }
     this.live.splice(0, sealed).forEach((block) => {
       this.tail = this.tail.slice(block.raw.length);
       this.sealedEnd = block.node ?? this.sealedEnd;

@@ -42,7 +42,11 @@ export class Sidebar {
     const current = chat.id === this.current;
     const title = chat.title || t('chat.untitled');
     const link = h('a', { href: `#${chat.id}`, title, 'aria-current': current ? 'page' : null }, h('span', {}, title));
-    link.addEventListener('click', () => this.actions.open(chat.id));
+    link.addEventListener('click', (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new tab or window
+      event.preventDefault();
+      this.actions.open(chat.id);
+    });
     if (this.isRunning(chat.id)) link.append(h('i.pulse', { label: 'chat.running' }));
     const item = h(current ? 'li.current' : 'li', {}, link);
     item.append(
