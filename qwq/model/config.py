@@ -77,8 +77,15 @@ class ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    # For a laptop CPU: about 8M parameters.
-    "qwq-nano": ModelConfig(use_qk_norm=True),
+    # For a laptop CPU: about 8M parameters. Shallow and wide: what learns most in minutes (docs/log.md).
+    "qwq-nano": ModelConfig(
+        hidden_size=320,
+        intermediate_size=1280,
+        num_hidden_layers=4,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        use_qk_norm=True,
+    ),
     # For one GPU: about 125M parameters.
     "qwq-small": ModelConfig(
         vocab_size=32_000,

@@ -11,7 +11,8 @@ from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TrainingConfig
 
 def qwq_nano() -> Recipe:
     """About 8M parameters, for a laptop CPU: minutes, not hours."""
-    return Recipe(name="qwq-nano", model=PRESETS["qwq-nano"])
+    training = TrainingConfig(batch_size=2, micro_batch_size=2, zero_residual=False)
+    return Recipe(name="qwq-nano", model=PRESETS["qwq-nano"], training=training)
 
 
 def qwq_small() -> Recipe:

@@ -1,6 +1,8 @@
 """What happens before the first step: which recipe counts, a fake batch, minutes to steps."""
 
 import dataclasses
+import os
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -56,10 +58,17 @@ def check_tokenizer(manifest: dict, tokenizer: Tokenizer, data: Path) -> None:
         raise UsageError(f"{data} was tokenized with another tokenizer; give that one, or tokenize again with this one")
 
 
-def compile_blocks(model: Decoder) -> None:
-    """torch.compile of one block, which all others share: far quicker than compiling the whole model."""
+def compile_blocks(model: Decoder) -> bool:
+    """torch.compile of one block, which all others share: far quicker than compiling the whole model.
+
+    On a CPU it needs a C++ compiler; False where there is none, and the model stays as it was.
+    """
+    on_cpu = model.model.norm.weight.device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "g++", "clang++"))):
+        return False
     for layer in model.model.layers:
         layer.compile(dynamic=False)
+    return True
 
 
 def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: Recipe) -> float:
