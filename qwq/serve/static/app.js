@@ -254,7 +254,7 @@ class App {
       await this.history.save(chat);
       location.hash = chat.id;
     };
-    toast('chat.deleted', { vars: { title: chat.title }, action: { text: 'undo', run: restore } });
+    toast('chat.deleted', { vars: { title: chat.title }, action: { text: 'undo', run: restore }, ms: 10000 });
   }
 
   /** Another tab, an import or a clean-up changed the history (`id`: of this chat only). */

@@ -11,6 +11,13 @@ from serve_helpers import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MODELS = "#model:not([hidden])"
+EMPTY = """new Promise((done, failed) => {
+  localStorage.clear();
+  sessionStorage.clear();
+  const request = indexedDB.deleteDatabase('qwq');
+  request.onsuccess = () => done();
+  request.onerror = failed;
+})"""
 SCRIPT = Path(__file__).parent / "scripted.js"
 
 
@@ -66,7 +73,7 @@ class Browser:
             self.contexts[key] = self.chromium.new_context(**settings)
         context = self.contexts[key]
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # other tests may have the cores
         page.watched = Watched(page, self.url if url is None else url)
         self.pages.append(page)
         page.add_init_script(f"window.scripted = {str(scripted).lower()}")
@@ -83,7 +90,7 @@ class Browser:
             page.watched.check()
             page.goto(f"{page.watched.url}/favicon.svg")  # leaves the page, which holds its database open
         for page in pages:
-            page.evaluate("localStorage.clear(); sessionStorage.clear(); indexedDB.deleteDatabase('qwq')")
+            page.evaluate(EMPTY)
             page.close()
 
 

@@ -1,9 +1,14 @@
-// Before the page's own scripts: answers of the chat route come from the test, piece by piece, through window.script.
+// Before the page's own scripts: answers of the chat route come from the test, piece by piece, through window.script, which
+// also remembers what passed by.
 (() => {
   const real = window.fetch.bind(window);
-  const script = { requests: [], answers: [], violations: [] };
+  const script = { requests: [], answers: [], violations: [], toasts: [] };
   window.script = script;
   document.addEventListener('securitypolicyviolation', (event) => script.violations.push(event.violatedDirective));
+  document.addEventListener('DOMContentLoaded', () => {
+    const seen = (records) => records.forEach(({ addedNodes }) => addedNodes.forEach((n) => script.toasts.push(n.innerText)));
+    new MutationObserver(seen).observe(document.querySelector('#toasts'), { childList: true });
+  });
   window.fetch = (url, options = {}) => {
     if (!window.scripted || !String(url).endsWith('/v1/chat/completions')) return real(url, options);
     script.requests.push(JSON.parse(options.body));

@@ -184,7 +184,7 @@ def test_sampling_settings_and_the_system_prompt_go_with_the_request(page, ask, 
     for name, value in (("temperature", "0.6"), ("top_k", "40"), ("max_tokens", "99"), ("seed", "7"), ("top_p", "3")):
         page.fill(f"#sampling-{name}", value)
         page.press(f"#sampling-{name}", "Tab")
-    assert "3 is not a number from 0.01 to 1." in page.inner_text("#toasts")
+    assert "3 is not a number from 0.01 to 1." in page.evaluate("script.toasts.join()")
     page.keyboard.press("Escape")
     page.reload()
     page.wait_for_selector("#model:not([hidden])")
@@ -243,7 +243,7 @@ def test_the_history_goes_through_a_file(chats, open_page, tmp_path):
     broken = tmp_path / "broken.json"
     broken.write_text('{"chats": 1')
     other.set_input_files("#import-file", broken)
-    other.wait_for_selector("text=broken.json is not a file of exported chats.")
+    until(lambda: "broken.json is not a file of exported chats." in other.evaluate("script.toasts.join()"))
     other.click("#open-settings")
     other.click("#delete-all")
     other.click("dialog.small[open] .danger")
@@ -267,7 +267,7 @@ def test_a_damaged_history_and_damaged_preferences_do_no_harm(chats):
     chats.reload()
     chats.wait_for_selector(TITLES)
     assert sorted(titles(chats)) == ["Untitled", "apples", "pears"]
-    assert "could not be read: 3" in chats.inner_text("#toasts")
+    assert "could not be read: 3" in chats.evaluate("script.toasts.join()")
     chats.click("#chats >> text=Untitled")
     assert chats.locator(".turn").count() == 2
     chats.evaluate("localStorage.setItem('qwq.preferences', '[1')")
@@ -278,7 +278,7 @@ def test_a_damaged_history_and_damaged_preferences_do_no_harm(chats):
 def test_a_browser_that_keeps_nothing_still_chats_and_says_so(open_page, ask, answer):
     refuse = "indexedDB.open = () => { throw new DOMException('refused', 'SecurityError'); }"
     page = open_page(scripted=True, before=refuse)
-    page.wait_for_selector("text=This browser could not keep the chats")
+    assert "This browser could not keep the chats" in page.evaluate("script.toasts.join()")
     ask(page, "hi")
     answer(page, "say", "Hello.")
     answer(page, "end")

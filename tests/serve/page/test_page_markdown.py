@@ -244,6 +244,25 @@ def test_what_a_model_writes_cannot_run_load_or_lead_astray(render, size):
     assert {tuple(link) for link in found["links"]} == {("https:", "_blank", "noopener noreferrer nofollow")}
 
 
+def test_the_sanitizer_alone_lets_nothing_through(render):
+    """The renderer already shows foreign tags as text; were it to fail, this is what remains of them."""
+    left = render.page.evaluate(
+        """async (attacks) => {
+          const { sanitize } = await import('/sanitize.js');
+          const root = document.createElement('div');
+          root.append(...attacks.map((attack) => sanitize(attack.replaceAll('style=', 'data-style='))));
+          document.body.append(root);
+          return [...root.querySelectorAll('*')].flatMap((node) =>
+            [node.localName, ...[...node.attributes].map((a) => `${a.name}=${a.value}`)]);
+        }""",
+        [attack for attack in ATTACKS if attack.startswith("<")],
+    )
+    assert not {"script", "img", "iframe", "style", "link", "form", "input", "base", "meta", "animate"} & set(left)
+    assert [item for item in left if "=" in item and item.split("=")[0] not in {"class", "target", "rel", "href"}] == []
+    assert [item for item in left if item.startswith("href=") and not item.startswith("href=https:")] == []
+    assert render.page.evaluate("window.pwned ?? null") is None
+
+
 def test_tags_that_are_no_formatting_are_shown_as_they_were_written(render):
     html = render("Use <div class='x'> and <script>alert(1)</script>, H<sub>2</sub>O<br>next")
     assert "&lt;div class='x'&gt;" in html
