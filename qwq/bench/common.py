@@ -110,6 +110,10 @@ def limits() -> dict[str, float]:
     return {"read_gb_s": round(read_gb_s(), 2), "gemm_gflop_s": round(gemm_gflop_s(), 1)}
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def report(bench: str, rows: list[Row], measured: dict, found: dict, json_path: Path | None, **more: object) -> dict:
     """Print the table on standard error; write the JSON to `json_path` ("-" is standard output). Returns it."""
     result: dict = {"bench": bench, "machine": machine(), "versions": found, "limits": measured}
@@ -120,11 +124,13 @@ def report(bench: str, rows: list[Row], measured: dict, found: dict, json_path: 
     for row in rows:
         fraction = "" if row.limit_fraction is None else f"{row.limit_fraction:.0%}"
         spread = f"{row.spread[0]:.2f} to {row.spread[1]:.2f}"
-        peer = f"{row.peer} ({row.peer_setting})" if row.peer_setting else row.peer
         table.add_row(
-            row.case, peer, f"{row.ours:,.1f}", f"{row.theirs:,.1f}", row.unit, f"{row.ratio:.2f}", spread, fraction
+            row.case, row.peer, _short(row.ours), _short(row.theirs), row.unit, f"{row.ratio:.2f}", spread, fraction
         )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table)
+    for peer, setting in dict.fromkeys((row.peer, row.peer_setting) for row in rows if row.peer_setting):
+        console.print(f"{peer}: {setting}", highlight=False, markup=False)
     if json_path is not None:
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
         if str(json_path) == "-":
