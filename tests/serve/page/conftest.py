@@ -96,6 +96,12 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(chromium, served):
+    return Browser(chromium, served.url)
+
+
+@pytest.fixture(scope="module")
+def shared(chromium, served):
+    """A browser for pages that the tests of a module share."""
     made = Browser(chromium, served.url)
     yield made
     made.check_and_empty()

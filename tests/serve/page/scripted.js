@@ -5,10 +5,10 @@
   const script = { requests: [], answers: [], violations: [], toasts: [] };
   window.script = script;
   document.addEventListener('securitypolicyviolation', (event) => script.violations.push(event.violatedDirective));
-  document.addEventListener('DOMContentLoaded', () => {
-    const seen = (records) => records.forEach(({ addedNodes }) => addedNodes.forEach((n) => script.toasts.push(n.innerText)));
-    new MutationObserver(seen).observe(document.querySelector('#toasts'), { childList: true });
-  });
+  new MutationObserver((records) => {
+    const added = records.flatMap(({ addedNodes }) => [...addedNodes]);
+    script.toasts.push(...added.filter((node) => node.classList?.contains('toast')).map((node) => node.innerText));
+  }).observe(document, { childList: true, subtree: true });
   window.fetch = (url, options = {}) => {
     if (!window.scripted || !String(url).endsWith('/v1/chat/completions')) return real(url, options);
     script.requests.push(JSON.parse(options.body));

@@ -289,7 +289,7 @@ def test_a_browser_that_keeps_nothing_still_chats_and_says_so(open_page, ask, an
 def test_an_example_is_asked_with_a_click(page, answer):
     page.click("#examples button >> nth=0")
     until(lambda: page.evaluate("script.requests.length") == 1)
-    assert page.evaluate("script.requests[0].messages[0].content") == "What is the capital of France?"
+    assert page.evaluate("script.requests[0].messages[0].content") == "Name the capital of France."
     answer(page, "end")
 
 

@@ -35,9 +35,9 @@ export default {
 
   'welcome': 'What shall we think about?',
   'example.capital.title': 'Ask a fact',
-  'example.capital': 'What is the capital of France?',
+  'example.capital': 'Name the capital of France.',
   'example.poem.title': 'Write a verse',
-  'example.poem': 'Write a short poem about the sea.',
+  'example.poem': 'Write a haiku about the sea.',
   'example.explain.title': 'Explain simply',
   'example.explain': 'Explain gravity to a child in three sentences.',
   'example.code.title': 'Write code',

@@ -35,9 +35,9 @@ export default {
 
   'welcome': '今天想聊些什么？',
   'example.capital.title': '问个事实',
-  'example.capital': '法国的首都是哪里？',
+  'example.capital': '说出法国的首都。',
   'example.poem.title': '写几句诗',
-  'example.poem': '写一首关于大海的短诗。',
+  'example.poem': '写一首关于大海的俳句。',
   'example.explain.title': '讲个道理',
   'example.explain': '用三句话向孩子解释什么是重力。',
   'example.code.title': '写段代码',
