@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= PASSIVE
 
 quickstart: .venv/quickstart        ## the whole path on this machine, then a chat page at http://127.0.0.1:8000
 	$(BIN)/qwq quickstart $(ARGS)

@@ -284,6 +284,8 @@ def _print_json(**fields: object) -> None:
 def main() -> None:
     """The entry point of `qwq`. Whatever a person did wrong ends as one line on standard error."""
     os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 16)))
+    # Threads that wait for each other sleep: spinning, they take the core from the thread they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     if arguments[:1] == ["bench"] and arguments[-1] == "--json":
         arguments.append("-")  # the path may be left out

@@ -113,6 +113,6 @@ def steps_of_minutes(recipe: Recipe, begun: float, step_seconds: float, eval_tok
         return recipe
     left = training.minutes * 60 - (time.monotonic() - begun)
     token_seconds = step_seconds / (training.batch_size * recipe.data.seq_len)
-    evaluation = EVALUATION_COST * token_seconds * eval_tokens
+    evaluation = min(EVALUATION_COST * token_seconds * eval_tokens, 0.2 * left)
     steps = max(1, int((left - evaluation) / (step_seconds + evaluation / training.eval_every)))
     return dataclasses.replace(recipe, training=dataclasses.replace(training, steps=steps))
