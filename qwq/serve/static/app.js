@@ -201,10 +201,10 @@ class App {
     run.addEventListener('end', () => this.ended(run));
     const begun = run.start();
     this.composer.chatId = chat.id;
+    void this.history.save(chat);
     this.render();
     this.follow.toEnd();
     this.say('status.answering');
-    void this.history.save(chat);
     return begun;
   }
 

@@ -75,6 +75,8 @@ def test_the_answer_grows_while_it_streams(page, ask, answer):
     ask(page, "go")
     page.wait_for_selector(".waiting:not([hidden])")
     assert page.get_attribute("#log", "aria-busy") == "true"
+    assert texts(page, "#chats a") == ["go"]
+    assert page.locator("#chats .pulse").count() == 1
     for piece, text in (("Hel", "Hel"), ("lo **wo", "Hello **wo"), ("rld**", "Hello world")):
         answer(page, "say", piece)
         wait(page, "(text) => document.querySelector('.assistant .prose:not(.thought)').innerText === text", text)
