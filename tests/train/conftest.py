@@ -4,11 +4,21 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from train_helpers import Process
 
 from qwq.data.documents import Document, DocumentWriter
 from qwq.data.shards import tokenize
 from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TokenizerConfig, TrainingConfig
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small gain nothing from a second thread, and lose much where other programs run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
