@@ -139,6 +139,10 @@ def _check(kind: Any, value: Any, where: str, path: str) -> Any:
             choices = ", ".join(map(repr, typing.get_args(kind)))
             raise UsageError(f"{where}: {path} must be one of {choices}, got {value!r}")
         return value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: {path} must be a list, got {value!r}")
+        return tuple(_check(typing.get_args(kind)[0], item, where, path) for item in value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

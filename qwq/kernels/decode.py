@@ -161,7 +161,7 @@ def fast_decode(model: Any, quantised: Mapping[str, Quantised] | None = None) ->
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
         return None
-    if model.config.hidden_act not in _ACTIVATIONS:
+    if model.config.hidden_act not in _ACTIVATIONS or not model.config.is_llama:
         return None
     compiled = library(Path(__file__).with_name("decode.cpp"), instructions())
     if compiled is None:

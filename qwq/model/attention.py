@@ -1,10 +1,11 @@
 """Grouped-query attention and the cache it reads.
 
 Shapes: B batch, T new tokens, S tokens seen (cache and new), C hidden_size, H query heads, K key/value heads,
-D head_dim.
+D head_dim, Dv width of a value head (D, but for `shared_qk`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from qwq.kernels.attention import causal_attention
 from qwq.kernels.elementwise import rotate
 from qwq.kernels.linear import Linear
 from qwq.model.config import ModelConfig
-from qwq.model.layers import RMSNorm
+from qwq.model.layers import norm
 
 
 class KVCache:
@@ -24,9 +25,9 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        self.shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, 0, config.head_dim)
-        self.keys = torch.empty(self.shape, dtype=dtype, device=device)
-        self.values = torch.empty(self.shape, dtype=dtype, device=device)
+        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, 0)
+        self.keys = torch.empty(*shape, config.head_dim, dtype=dtype, device=device)
+        self.values = torch.empty(*shape, config.value_dim, dtype=dtype, device=device)
         self.lengths = [0] * batch_size
 
     def reserve(self, tokens: int) -> None:
@@ -34,9 +35,9 @@ class KVCache:
         capacity = self.keys.shape[3]
         if tokens <= capacity:
             return
-        layers, rows, heads, _, size = self.shape
-        grown = (layers, rows, heads, max(256, 2 * capacity, tokens), size)
-        keys, values = self.keys.new_zeros(grown), self.values.new_zeros(grown)
+        grown = (*self.keys.shape[:3], max(256, 2 * capacity, tokens))
+        keys = self.keys.new_zeros(*grown, self.keys.shape[4])
+        values = self.values.new_zeros(*grown, self.values.shape[4])
         keys[..., :capacity, :], values[..., :capacity, :] = self.keys, self.values
         self.keys, self.values = keys, values
 
@@ -80,9 +81,9 @@ class CacheRows:
             first = self.total - key.shape[2]
             keys[:, :, first : self.total], values[:, :, first : self.total] = key, value
         else:
-            index = self.at[:, None, :, None].expand_as(key)
-            keys.scatter_(2, index, key)
-            values.scatter_(2, index, value)
+            index = self.at[:, None, :, None]
+            keys.scatter_(2, index.expand_as(key), key)
+            values.scatter_(2, index.expand_as(value), value)
         return keys[:, :, : self.total], values[:, :, : self.total]
 
     def end(self, new: int) -> None:
@@ -91,39 +92,111 @@ class CacheRows:
             self.cache.lengths[row] += new
 
 
+@dataclass
+class Tokens:
+    """Where the tokens of one call stand: what every layer must know beside their vectors."""
+
+    positions: Tensor  # [B, T], each in its own document
+    rope: tuple[Tensor, Tensor] | None  # cos, sin [B, 1, T, D]; None where positions are added to the embeddings
+    causal: bool
+    mask: Tensor | None = None  # [B, 1, T, S], True where seen; None: all, or all up to the token itself if causal
+    cache: CacheRows | None = None
+    boundaries: list[int] | None = None  # packed documents (B is 1): document i is [boundaries[i], boundaries[i + 1])
+
+
+@dataclass
+class Memory:
+    """What a decoder reads by cross-attention: the encoder's states [B, S, C].
+
+    `kept` holds every layer's keys and values while a reply is decoded (`keep` is on).
+    """
+
+    states: Tensor
+    mask: Tensor | None = None  # [B, 1, 1, S], True where there is a token
+    boundaries: list[int] | None = None  # packed sources; their number is that of the packed targets
+    keep: bool = False
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class DenseAttention(nn.Module):
+    """Every query sees all keys that mask, order and documents leave it. The reference of the sparse backends.
+
+    query [B, H, T, D], key [B, K, S, D], value [B, K, S, Dv] -> [B, H, T, Dv]
+    """
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, key_boundaries: list[int] | None = None
+    ) -> Tensor:
+        if tokens.boundaries is not None:
+            ends = tokens.boundaries if key_boundaries is None else key_boundaries
+            documents = zip(_slices(tokens.boundaries), _slices(ends), strict=True)
+            alone = replace(tokens, boundaries=None)
+            parts = [self(query[:, :, q], key[:, :, k], value[:, :, k], alone) for q, k in documents]
+            return torch.cat(parts, dim=2)
+        if tokens.causal and tokens.mask is None and value.shape[-1] == query.shape[-1]:
+            return causal_attention(query, key, value)
+        causal = tokens.causal and tokens.mask is None
+        return F.scaled_dot_product_attention(query, key, value, tokens.mask, is_causal=causal, enable_gqa=True)
+
+
+def _slices(boundaries: list[int]) -> list[slice]:
+    return [slice(start, end) for start, end in pairwise(boundaries)]
+
+
 class Attention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245): H / K query heads share one key head and one value head.
 
-    QKV bias and QK-norm are config. [B, T, C] -> [B, T, C]
+    QKV bias and QK-norm are config. With `shared_qk` the heads of a group share their query and key instead, and each
+    has values of its own: K maps of attention, H heads of values. [B, T, C] -> [B, T, C]
     """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.layer, self.head_dim, self.value_dim = layer, config.head_dim, config.value_dim
+        key, value = config.num_key_value_heads * config.head_dim, config.num_key_value_heads * config.value_dim
+        query = key if config.shared_qk else config.num_attention_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, query, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, key, bias=config.attention_bias)
-        self.v_proj = Linear(config.hidden_size, key, bias=config.attention_bias)
-        self.o_proj = Linear(query, config.hidden_size, bias=config.attention_output_bias)
-        if config.use_qk_norm:
-            self.q_norm: nn.Module = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm: nn.Module = RMSNorm(config.head_dim, config.rms_norm_eps)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+        self.v_proj = Linear(config.hidden_size, value, bias=config.attention_bias)
+        self.o_proj = Linear(
+            config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_output_bias
+        )
+        self.q_norm: nn.Module = norm(config, config.head_dim) if config.use_qk_norm else nn.Identity()
+        self.k_norm: nn.Module = norm(config, config.head_dim) if config.use_qk_norm else nn.Identity()
+        self.attend = DenseAttention()
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: CacheRows | None = None
-    ) -> Tensor:
-        batch, tokens, _ = x.shape
-        heads = (batch, tokens, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2)  # [B, H, T, D]
-        key = self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2)  # [B, K, T, D]
-        value = self.v_proj(x).view(heads).transpose(1, 2)
-        query, key = rotate(query, *rope), rotate(key, *rope)
-        if cache is not None:
-            key, value = cache.store(self.layer, key, value)
-        if causal and mask is None:
-            out = causal_attention(query, key, value)
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        query, (key, value) = self.query(x), self.key_value(x)
+        if tokens.rope is not None:
+            query, key = rotate(query, *tokens.rope), rotate(key, *tokens.rope)
+        if tokens.cache is not None:
+            key, value = tokens.cache.store(self.layer, key, value)
+        return self.output(self.attend(query, key, value, tokens))
+
+    def query(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, H, T, D]"""
+        return self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+
+    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, C] -> [B, K, T, D], [B, K, T, Dv]"""
+        key = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+        return key, self.v_proj(x).unflatten(-1, (-1, self.value_dim)).transpose(1, 2)
+
+    def output(self, heads: Tensor) -> Tensor:
+        """[B, H, T, Dv] -> [B, T, C]"""
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(Attention):
+    """Queries from the decoder, keys and values from the encoder's states; no rotary turn. [B, T, C] -> [B, T, C]"""
+
+    def forward(self, x: Tensor, tokens: Tokens, memory: Memory | None = None) -> Tensor:
+        assert memory is not None
+        if self.layer in memory.kept:
+            key, value = memory.kept[self.layer]
         else:
-            out = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+            key, value = self.key_value(memory.states)
+            if memory.keep:
+                memory.kept[self.layer] = key, value
+        seen = replace(tokens, causal=False, mask=memory.mask, cache=None)
+        return self.output(self.attend(self.query(x), key, value, seen, memory.boundaries))

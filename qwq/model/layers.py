@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, C hidden_size, H query heads, K key/value heads, D he
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,53 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+def norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    """The config's normalisation over `size` (hidden_size)."""
+    size = config.hidden_size if size is None else size
+    return (nn.LayerNorm if config.norm_type == "layer_norm" else RMSNorm)(size, config.rms_norm_eps)
+
+
 class MLP(nn.Module):
     """Gated feed-forward: down(act(gate(x)) * up(x)), SwiGLU for "silu" (arXiv:2002.05202). [B, T, C] -> [B, T, C]"""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, intermediate_size: int | None = None):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act = F.silu if config.hidden_act == "silu" else relu2
+        inner = config.intermediate_size if intermediate_size is None else intermediate_size
+        self.gate_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, inner, bias=config.mlp_bias)
+        self.down_proj = Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
+class PlainMLP(nn.Module):
+    """The classic feed-forward: down(act(up(x))) (arXiv:1706.03762). [B, T, C] -> [B, T, C]"""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.up_proj(x)))
+
+
 def relu2(x: Tensor) -> Tensor:
     """Squared ReLU (Primer, arXiv:2109.08668)."""
     return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu2": relu2, "relu": F.relu, "gelu": F.gelu}
+
+
+def sinusoidal(positions: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Positions [B, T] -> [B, T, size], sines beside cosines of falling frequency (arXiv:1706.03762)."""
+    half = torch.arange(size // 2, dtype=torch.float64, device=positions.device)
+    angles = positions[..., None] * 10_000.0 ** (-half / (size // 2))
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).to(dtype)
 
 
 class RotaryEmbedding(nn.Module):

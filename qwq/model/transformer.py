@@ -3,13 +3,16 @@
 Shapes: B batch, T tokens, C hidden_size, V vocab_size.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from qwq.kernels.linear import Linear, linear
-from qwq.model.attention import Attention, CacheRows
+from qwq.model.attention import Attention, CacheRows, Tokens
 from qwq.model.config import ModelConfig
-from qwq.model.layers import MLP, RMSNorm, RotaryEmbedding
+from qwq.model.layers import MLP, PlainMLP, RotaryEmbedding, norm, sinusoidal
+from qwq.model.moe import MoE
 
 
 class TransformerBlock(nn.Module):
@@ -17,27 +20,51 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = norm(config)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.post_attention_layernorm = norm(config)
+        self.mlp = feed_forward(config, layer)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, causal: bool, cache: CacheRows | None = None
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, causal, cache)
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), tokens)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class _Layers(nn.Module):
+def feed_forward(config: ModelConfig, layer: int) -> nn.Module:
+    """The feed-forward of a layer: experts where the config has them."""
+    if config.is_moe(layer):
+        return MoE(config)
+    return MLP(config) if config.gated_mlp else PlainMLP(config)
+
+
+class Layers(nn.Module):
     """What Hugging Face keeps under `model.`: embeddings, blocks, final norm."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = norm(config)
         self.rotary = RotaryEmbedding(config)
+
+    def begin(
+        self, input_ids: Tensor, *, causal: bool, cache: CacheRows | None = None, boundaries: list[int] | None = None
+    ) -> tuple[Tensor, Tokens]:
+        """Token ids [B, T] -> their vectors [B, T, C], and where they stand."""
+        device, mask, count = input_ids.device, None, input_ids.shape[1]
+        if cache is not None:
+            positions, mask, causal = cache.begin(count, device)
+        elif boundaries is not None:
+            positions = torch.cat([torch.arange(b - a, device=device) for a, b in pairwise(boundaries)])[None]
+        else:
+            positions = torch.arange(count, device=device)[None]
+        x, rope = self.embed_tokens(input_ids), None
+        if self.config.position_embedding == "rotary":
+            rope = self.rotary(positions, x.dtype)
+        else:
+            x = x + sinusoidal(positions, x.shape[-1], x.dtype)
+        return x, Tokens(positions, rope, causal, mask, cache, boundaries)
 
 
 class Decoder(nn.Module):
@@ -46,28 +73,29 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.model = _Layers(config)
+        self.model = Layers(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def hidden(self, input_ids: Tensor, *, cache: CacheRows | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        *,
+        cache: CacheRows | None = None,
+        boundaries: list[int] | None = None,
+        num_layers: int | None = None,
+    ) -> Tensor:
         """Token ids [B, T] -> final hidden states [B, T, C], normalised; what `lm_head` reads.
 
-        With a `cache`, the ids continue its rows and are added to them; without one they start at position 0.
+        With a `cache`, the ids continue its rows and are added to them; without one they start at position 0, or are
+        documents packed one after the other ([1, T], cut at `boundaries`). `num_layers`: only the first so many.
         """
-        tokens = input_ids.shape[1]
-        mask, causal = None, True
-        if cache is None:
-            positions = torch.arange(tokens, device=input_ids.device)[None]
-        else:
-            positions, mask, causal = cache.begin(tokens, input_ids.device)
-        x = self.model.embed_tokens(input_ids)
-        rope = self.model.rotary(positions, x.dtype)
-        for layer in self.model.layers:
-            x = layer(x, rope, mask, causal, cache)
+        x, tokens = self.model.begin(input_ids, causal=True, cache=cache, boundaries=boundaries)
+        for layer in self.model.layers[:num_layers]:
+            x = layer(x, tokens)
         if cache is not None:
-            cache.end(tokens)
+            cache.end(input_ids.shape[1])
         return self.model.norm(x)
 
     def forward(self, input_ids: Tensor, *, cache: CacheRows | None = None, logits_to_keep: int = 0) -> Tensor:
@@ -83,7 +111,7 @@ class Decoder(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
+            if "norm" in name and name.endswith(".weight"):
                 parameter.fill_(1.0)
             elif name.endswith(".bias") or (zero_residual and name.endswith(("o_proj.weight", "down_proj.weight"))):
                 parameter.zero_()

@@ -24,7 +24,7 @@ def test_presets_have_the_size_they_are_named_for(name, millions):
         ("hidden_size", 0),
         ("num_key_value_heads", 3),
         ("head_dim", 33),
-        ("hidden_act", "gelu"),
+        ("hidden_act", "tanh"),
         ("rope_scaling", {"rope_type": "longrope"}),
         ("rms_norm_eps", -1.0),
     ],
