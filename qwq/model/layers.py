@@ -27,10 +27,12 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+def norm(config: ModelConfig, size: int | None = None) -> RMSNorm | nn.LayerNorm:
     """The config's normalisation over `size` (hidden_size)."""
     size = config.hidden_size if size is None else size
-    return (nn.LayerNorm if config.norm_type == "layer_norm" else RMSNorm)(size, config.rms_norm_eps)
+    if config.norm_type == "layer_norm":
+        return nn.LayerNorm(size, config.rms_norm_eps)
+    return RMSNorm(size, config.rms_norm_eps)
 
 
 class MLP(nn.Module):
