@@ -2,7 +2,8 @@
 
 from qwq.model.attention import KVCache
 from qwq.model.config import ModelConfig
+from qwq.model.encoder import Encoder, EncoderDecoder, build
 from qwq.model.presets import PRESETS
-from qwq.model.transformer import Decoder
+from qwq.model.transformer import Assembly, Decoder
 
-__all__ = ["PRESETS", "Decoder", "KVCache", "ModelConfig"]
+__all__ = ["PRESETS", "Assembly", "Decoder", "Encoder", "EncoderDecoder", "KVCache", "ModelConfig", "build"]

@@ -1,4 +1,6 @@
-"""TransformerBlock and the decoder made of it. Parameter names are Hugging Face's, so checkpoints load by name.
+"""TransformerBlock and the decoder made of it; the other assemblies are in encoder.py.
+
+Parameter names are Hugging Face's, so checkpoints load by name.
 
 Shapes: B batch, T tokens, C hidden_size, V vocab_size.
 """
@@ -40,11 +42,11 @@ def feed_forward(config: ModelConfig, layer: int) -> nn.Module:
 class Layers(nn.Module):
     """What Hugging Face keeps under `model.`: embeddings, blocks, final norm."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, block: type[TransformerBlock] = TransformerBlock):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(block(config, i) for i in range(config.num_hidden_layers))
         self.norm = norm(config)
         self.rotary = RotaryEmbedding(config)
 
@@ -67,16 +69,37 @@ class Layers(nn.Module):
         return x, Tokens(positions, rope, causal, mask, cache, boundaries)
 
 
-class Decoder(nn.Module):
-    """Decoder-only language model: token ids [B, T] -> logits [B, T, V]."""
+class Assembly(nn.Module):
+    """What Decoder, Encoder and EncoderDecoder share: layers, and the head that turns their states into logits."""
+
+    block = TransformerBlock
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.model = Layers(config)
+        self.model = Layers(config, self.block)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @torch.no_grad()
+    def init_weights(self, seed: int, *, zero_residual: bool = False) -> None:
+        """Normal weights of `initializer_range`.
+
+        `zero_residual` starts every block as the identity (o_proj, down_proj = 0; Fixup, arXiv:1901.09321).
+        """
+        generator, residual = torch.Generator().manual_seed(seed), ("o_proj", "down_proj")
+        for name, parameter in self.named_parameters():
+            if "norm" in name and name.endswith(".weight"):
+                parameter.fill_(1.0)
+            elif name.endswith("bias") or (zero_residual and name.removesuffix(".weight").endswith(residual)):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+
+
+class Decoder(Assembly):
+    """Decoder-only language model: token ids [B, T] -> logits [B, T, V]."""
 
     def hidden(
         self,
@@ -102,18 +125,3 @@ class Decoder(nn.Module):
         """Token ids [B, T] -> logits [B, T, V]; only the last `logits_to_keep` positions when that is not 0."""
         x = self.hidden(input_ids, cache=cache)
         return linear(x[:, -logits_to_keep:], self.lm_head.weight)
-
-    @torch.no_grad()
-    def init_weights(self, seed: int, *, zero_residual: bool = False) -> None:
-        """Normal weights of `initializer_range`.
-
-        `zero_residual` starts every block as the identity (o_proj, down_proj = 0; Fixup, arXiv:1901.09321).
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if "norm" in name and name.endswith(".weight"):
-                parameter.fill_(1.0)
-            elif name.endswith(".bias") or (zero_residual and name.endswith(("o_proj.weight", "down_proj.weight"))):
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
