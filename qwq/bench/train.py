@@ -17,8 +17,13 @@ from qwq.train.start import compile_blocks
 
 # Qwen2's shape exactly: bias on queries, keys and values, no norm on heads. (name, model, batch, tokens)
 CASES: list[tuple[str, ModelConfig, int, int]] = [
-    ("nano-b8-t512", dataclasses.replace(PRESETS["qwq-nano"], use_qk_norm=False, attention_bias=True), 8, 512),
-    ("small-b2-t512", dataclasses.replace(PRESETS["qwq-small"], use_qk_norm=False, attention_bias=True), 2, 512),
+    ("nano-b8-t512", dataclasses.replace(PRESETS["qwq-nano"].dense(), use_qk_norm=False, attention_bias=True), 8, 512),
+    (
+        "small-b2-t512",
+        dataclasses.replace(PRESETS["qwq-small"].dense(), use_qk_norm=False, attention_bias=True),
+        2,
+        512,
+    ),
 ]
 
 
