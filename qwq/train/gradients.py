@@ -1,15 +1,22 @@
-"""The gradients of one step, from as many micro-batches as it takes."""
+"""The objective of a recipe, and the gradients of one step from as many micro-batches as it takes."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from qwq.model import Decoder
-from qwq.objectives import cross_entropy_sum
-from qwq.objectives.causal_lm import IGNORE
-from qwq.recipe import ObjectiveConfig
+from qwq.objectives import Batch, CausalLM, Objective
+from qwq.recipe import Recipe
+from qwq.tokenizer import Tokenizer
+
+
+def build_objective(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Objective:
+    """The objective that a recipe names. `UsageError` if it makes no sense for the recipe's model."""
+    config = recipe.objective
+    objective = CausalLM(config.chunk_size, config.early_exit_loss_coef, config.layer_dropout)
+    objective.check(recipe.model)
+    return objective
 
 
 def precision(device: torch.device) -> AbstractContextManager:
@@ -17,19 +24,19 @@ def precision(device: torch.device) -> AbstractContextManager:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def compute_gradients(model: Decoder, batches: Sequence[tuple[Tensor, Tensor]], objective: ObjectiveConfig) -> float:
-    """Add to `.grad` the gradient of the mean loss over all labelled tokens of all micro-batches; returns that mean.
+def compute_gradients(model: Any, batches: Sequence[tuple], objective: Objective) -> float:
+    """Add to `.grad` the gradient of the mean loss over all labels of all micro-batches; returns that mean.
 
-    Divided by the number of labelled tokens of the whole step, not batch by batch: every token weighs the same, however
-    ragged the labels are and however the step is cut into micro-batches.
+    Divided by the number of labels of the whole step, not batch by batch: every label weighs the same, however ragged
+    they are and however the step is cut into micro-batches. A batch is a `Batch`, or just (input_ids, labels).
     """
+    batches = [Batch(*batch) for batch in batches]
     device = next(model.parameters()).device
-    valid = max(1, sum(int((labels != IGNORE).sum()) for _, labels in batches))
+    valid = max(1, sum(batch.count for batch in batches))
     total = 0.0
-    for input_ids, labels in batches:
+    for batch in batches:
         with precision(device):
-            hidden = model.hidden(input_ids.to(device))
-            loss = cross_entropy_sum(hidden, model.lm_head.weight, labels.to(device), objective.chunk_size) / valid
+            loss = objective.loss(model, batch) / valid
         loss.backward()
         total += float(loss.detach())
     return total

@@ -4,12 +4,14 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 
 class Log:
@@ -39,9 +41,10 @@ class Log:
         self._progress.stop()
         self._file.close()
 
-    def step(self, step: int, **values: Any) -> None:
-        """One line of metrics.jsonl, and the bar."""
-        self._write(step, values)
+    def step(self, step: int, loads: Mapping[str, Tensor], **values: Any) -> None:
+        """One line of metrics.jsonl, and the bar. `loads`: by block, the share of the tokens that each expert had."""
+        shares = {block: [round(share, 4) for share in load.tolist()] for block, load in loads.items()}
+        self._write(step, values | ({"load": shares} if shares else {}))
         rate = f"{values['tokens_per_second']:,.0f} tok/s, {values['mfu']:.0%} of GEMM"
         self._progress.update(self._task, completed=step, description=f"loss {values['loss']:.3f}", rate=rate)
 

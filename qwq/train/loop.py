@@ -12,12 +12,12 @@ from qwq.checkpoint import native
 from qwq.data.loader import PackedLoader
 from qwq.errors import QwqError
 from qwq.kernels.limits import gemm_gflop_s
-from qwq.model import Decoder
+from qwq.model import build, moe
 from qwq.recipe import Recipe
 from qwq.tokenizer import Tokenizer
 from qwq.train import optim, start, state
 from qwq.train.evaluate import HeldOut, Score
-from qwq.train.gradients import compute_gradients
+from qwq.train.gradients import build_objective, compute_gradients
 from qwq.train.log import Interrupt, Log
 
 
@@ -54,14 +54,14 @@ def train(
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(data)))
     recipe, settled = start.settle(recipe, tokenizer, out, resume=resume, minutes=minutes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Decoder(recipe.model).to(device)
+    model, objective = build(recipe.model).to(device), build_objective(recipe, tokenizer)
     parameters = list(model.parameters())
     optimizers = optim.build(model, recipe.training)
     loader = PackedLoader(data, recipe.training.micro_batch_size, recipe.data.seq_len, recipe.data.seed)
     start.check_tokenizer(loader.shards.manifest, tokenizer, data)
     held_out = HeldOut(data, tokenizer, recipe.data.seq_len, recipe.training.eval_tokens)
     gemm = gemm_gflop_s(device, torch.bfloat16 if device == "cuda" else torch.float32)
-    seconds = start.fake_steps(model, optimizers, recipe)
+    seconds = start.fake_steps(model, optimizers, recipe, objective)
     if not settled:
         recipe = start.steps_of_minutes(recipe, begun, seconds, held_out.tokens)
         state.note_start(out, recipe)
@@ -69,6 +69,7 @@ def train(
     model.init_weights(recipe.training.seed, zero_residual=recipe.training.zero_residual)
     newest = native.newest(out)
     first = state.restore(newest, model, optimizers, loader) if newest else 0
+    moe.take_loads(model)  # of the fake steps
 
     config, rate, mfu = recipe.training, 0.0, 0.0
     scores: dict[str, Score] = {}
@@ -76,17 +77,20 @@ def train(
     with Interrupt() as interrupt, Log(out, config.steps, first) as log:
         for step in range(first + 1, config.steps + 1):
             began = time.perf_counter()
-            batches = [next(loader) for _ in range(config.batch_size // config.micro_batch_size)]
-            loss = compute_gradients(model, batches, recipe.objective)
+            random = torch.Generator().manual_seed(config.seed << 32 | step)  # masks and pairs: resumed, the same ones
+            windows = [next(loader) for _ in range(config.batch_size // config.micro_batch_size)]
+            loss = compute_gradients(model, [objective.batch(w, random) for w in windows], objective)
             norm = optim.clip(parameters, config.max_grad_norm)
             if not math.isfinite(loss + norm):
                 raise QwqError(f"the loss is {loss} at step {step}; lower the learning rates. Last saved: {newest}")
             factor = optim.learning_rate_factor(step - 1, config)
             optim.update(optimizers, factor)
+            loads = moe.update_balance(model)
             speed = config.batch_size * recipe.data.seq_len / (time.perf_counter() - began)
             rate = 0.9 * rate + 0.1 * speed if rate else speed
             mfu = rate * flops / gemm / 1e9
-            log.step(step, loss=loss, grad_norm=norm, lr_factor=factor, tokens_per_second=round(speed, 1), mfu=mfu)
+            speeds = {"tokens_per_second": round(speed, 1), "mfu": mfu}
+            log.step(step, loads, loss=loss, grad_norm=norm, lr_factor=factor, **speeds)
 
             last = step == config.steps
             if last or step % config.save_every == 0 or interrupt.requested:
@@ -94,8 +98,8 @@ def train(
             if interrupt.requested and not last:
                 raise Interrupted(f"stopped, step {step} is saved; go on: qwq train {recipe.name} --out {out} --resume")
             if last or step % config.eval_every == 0:
-                scores = held_out.evaluate(model)
+                scores = held_out.evaluate(model, objective)
                 log.evaluation(step, loss, {name: dataclasses.asdict(score) for name, score in scores.items()})
     if newest is None:
         raise QwqError(f"{out}: nothing was trained")
-    return Result(newest, recipe, scores or held_out.evaluate(model), rate, mfu)
+    return Result(newest, recipe, scores or held_out.evaluate(model, objective), rate, mfu)

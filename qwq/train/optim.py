@@ -18,6 +18,8 @@ def build(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimize
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         matrix = parameter.ndim == 2 and ".layers." in name
         (matrices if matrix else others).append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for p in others)
