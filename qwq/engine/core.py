@@ -23,6 +23,7 @@ from qwq.model import Decoder, KVCache
 from qwq.model.attention import CacheRows
 
 log = logging.getLogger("qwq.engine")
+_WORTH_SHARING = 16  # tokens of a prompt's beginning; fewer are as quickly computed as copied
 
 
 class PromptTooLong(QwqError):
@@ -190,7 +191,7 @@ class Engine:
             self.prefilling = True
         row, request = len(self.rows) - 1, self.rows[-1]
         if request.prefilled == 0:
-            self.cache.lengths[row] = 0
+            request.prefilled = self.cache.lengths[row] = self._share_prefix(row, request.prompt_ids)
         chunk = request.prompt_ids[request.prefilled : request.prefilled + self.prefill_chunk]
         ids = torch.tensor([list(chunk)], device=self.device)
         logits = self.model(ids, cache=self.cache.rows(row, row + 1), logits_to_keep=1)[0, -1]
@@ -199,6 +200,15 @@ class Engine:
             self.prompt_tokens += len(request.prompt_ids)
             self.prefilling = False
             self._accept(row, logits)
+
+    def _share_prefix(self, row: int, prompt_ids: Sequence[int]) -> int:
+        """Copy to the row what a running request has of the same prompt's beginning; returns how many tokens."""
+        shared = [common_prefix(prompt_ids[:-1], other.prompt_ids) for other in self.rows[:row]]
+        longest = max(shared, default=0)
+        if longest < _WORTH_SHARING:
+            return 0
+        self.cache.move(shared.index(longest), row)
+        return longest
 
     def _accept(self, row: int, logits: Tensor) -> None:
         request = self.rows[row]
@@ -248,6 +258,11 @@ class Engine:
         if source != target:
             self.cache.move(source, target)
             self.rows[target] = self.rows[source]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids at the start of both are the same."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _close(reference: "weakref.ref[Engine]") -> None:

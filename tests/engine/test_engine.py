@@ -62,6 +62,16 @@ def test_a_batch_gives_every_request_its_own_greedy_tokens(model, jobs, chunk):
     assert done == [(greedy(model, p, n), "length") for p, n in jobs]
 
 
+def test_prompts_that_begin_alike_share_their_prefill_and_keep_their_tokens(model, monkeypatch):
+    start = [(7 * i) % 500 for i in range(40)]
+    jobs = [([*start, *rest], SamplingParams(temperature=0, max_tokens=9)) for rest in ([1, 2], [3], [1, 2, 4], [1, 2])]
+    computed, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda ids, **k: (computed.append(ids.shape[1]), forward(ids, **k))[1])
+    done = run(Engine(model, max_batch_size=3), jobs)
+    assert sorted(n for n in computed if n > 1) == [42]  # the others: one token each
+    assert done == [(greedy(model, p, 9), "length") for p, _ in jobs]
+
+
 def test_a_seeded_request_does_not_depend_on_its_neighbours(model):
     job = ([5, 6, 7], SamplingParams(seed=11, max_tokens=20))
     others = [([i, i + 1], SamplingParams(max_tokens=5 + i)) for i in range(5)]
