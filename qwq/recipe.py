@@ -31,10 +31,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Logits to loss."""
+    """Logits to loss (qwq/objectives)."""
 
     name: Literal["causal_lm"] = "causal_lm"
     chunk_size: int = 512  # tokens whose logits exist at one time
+    early_exit_loss_coef: float = 0.0  # causal_lm: weight of the loss at every exit (LayerSkip, arXiv:2404.16710)
+    layer_dropout: float = 0.0  # causal_lm: rate at the last layer, falling towards the first
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from qwq.recipe import Recipe, TrainingConfig
 from qwq.tokenizer import Tokenizer, load_tokenizer
 from qwq.train import optim
 from qwq.train.evaluate import HeldOut
-from qwq.train.gradients import compute_gradients
+from qwq.train.gradients import build_objective, compute_gradients
 
 EVAL_TOKENS = 25_000  # a domain
 ROUNDS = 25
@@ -47,10 +47,10 @@ def ours(recipe: Recipe, seed: int) -> Arm:
     model = Decoder(recipe.model)
     model.init_weights(seed, zero_residual=recipe.training.zero_residual)
     optimizers = optim.build(model, recipe.training)
-    parameters = list(model.parameters())
+    parameters, objective = list(model.parameters()), build_objective(recipe)
 
     def step(batches: list[tuple[Tensor, Tensor]], share: float) -> float:
-        loss = compute_gradients(model, batches, recipe.objective)
+        loss = compute_gradients(model, batches, objective)
         optim.clip(parameters, recipe.training.max_grad_norm)
         optim.update(optimizers, _factor(share, recipe.training))
         return loss

@@ -11,7 +11,7 @@ from torch import Tensor
 from qwq.bench import common
 from qwq.checkpoint.config_hf import to_hf
 from qwq.model import PRESETS, Decoder, ModelConfig
-from qwq.recipe import ObjectiveConfig
+from qwq.objectives import CausalLM
 from qwq.train.gradients import compute_gradients
 from qwq.train.start import compile_blocks
 
@@ -101,7 +101,7 @@ def _our_step(model: Decoder, ids: Tensor) -> Callable[[], object]:
     optimizer, batch = _optimizer(model), (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
     def step() -> None:
-        compute_gradients(model, [batch], ObjectiveConfig())
+        compute_gradients(model, [batch], CausalLM())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

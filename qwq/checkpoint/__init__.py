@@ -12,7 +12,7 @@ from qwq.checkpoint.config_hf import from_hf
 from qwq.checkpoint.files import new_folder, read_json
 from qwq.errors import QwqError, UsageError
 from qwq.kernels.quantised import Quantised
-from qwq.model import Decoder, ModelConfig
+from qwq.model import Assembly, ModelConfig
 from qwq.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Checkpoint", "convert", "load", "locate"]
@@ -26,7 +26,7 @@ class Checkpoint:
     path: Path
     format: str  # "qwq", "hf" or "gguf"
     config: ModelConfig
-    model: Decoder
+    model: Assembly
     tokenizer: Tokenizer
     generation: dict = field(default_factory=dict)
     recipe: dict | None = None

@@ -12,20 +12,21 @@ from torch import Tensor
 from qwq.checkpoint.config_hf import to_hf
 from qwq.checkpoint.files import read_json
 from qwq.errors import QwqError
-from qwq.model import Decoder, ModelConfig
+from qwq.model import Assembly, ModelConfig
+from qwq.model import build as assemble
 
 INDEX = "model.safetensors.index.json"
 
 
 def build(
     config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None, where: Path
-) -> Decoder:
-    """A Decoder that takes the tensors as they come, by name; `dtype` None keeps theirs.
+) -> Assembly:
+    """A model that takes the tensors as they come, by name; `dtype` None keeps theirs.
 
     `QwqError` names the first tensor that is missing, is not known, or has another shape than the config says.
     """
     with torch.device("meta"):
-        model = Decoder(config)
+        model = assemble(config)
     expected = dict(model.named_parameters(remove_duplicate=True))
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -68,7 +69,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise QwqError(f"{path} ({path.stat().st_size:,} bytes) is truncated or not safetensors: {error}") from None
 
 
-def write(model: Decoder, folder: Path, *, generation: dict, max_shard_bytes: int = 5 * 10**9) -> None:
+def write(model: Assembly, folder: Path, *, generation: dict, max_shard_bytes: int = 5 * 10**9) -> None:
     """config.json, generation_config.json and the tensors, in shards of at most `max_shard_bytes`, into a folder."""
     config = to_hf(model.config)
     config["dtype"] = str(model.model.norm.weight.dtype).removeprefix("torch.")

@@ -15,7 +15,7 @@ from qwq.checkpoint.config_hf import from_dict
 from qwq.checkpoint.files import MANIFEST, new_folder, read_json, read_manifest, write_manifest
 from qwq.checkpoint.huggingface import build, read_tensors
 from qwq.errors import QwqError
-from qwq.model import Decoder, ModelConfig
+from qwq.model import Assembly, ModelConfig
 from qwq.tokenizer import Tokenizer
 
 FORMAT = "qwq-checkpoint-1"
@@ -28,7 +28,7 @@ def is_native(folder: Path) -> bool:
 
 def save(
     folder: Path,
-    model: Decoder,
+    model: Assembly,
     tokenizer: Tokenizer | None,
     recipe: dict,
     *,
@@ -52,7 +52,7 @@ def save(
         write_manifest(temporary, format=FORMAT)
 
 
-def load_model(folder: Path, dtype: Any = None) -> tuple[ModelConfig, Decoder]:
+def load_model(folder: Path, dtype: Any = None) -> tuple[ModelConfig, Assembly]:
     """Config and weights, after the manifest was checked."""
     read_manifest(folder)
     config = from_dict(read_json(folder / "config.json"), str(folder / "config.json"))

@@ -19,7 +19,7 @@ from qwq.engine.sampler import Sampler, SamplingParams
 from qwq.errors import QwqError, UsageError
 from qwq.kernels.decode import fast_decode
 from qwq.kernels.quantised import Quantised
-from qwq.model import Decoder, KVCache
+from qwq.model import Assembly, Decoder, KVCache
 from qwq.model.attention import CacheRows
 
 log = logging.getLogger("qwq.engine")
@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Assembly,
         *,
         max_batch_size: int = 8,
         max_queue: int = 64,
@@ -88,6 +88,8 @@ class Engine:
         prefill_chunk: int = 512,
         quantised: Mapping[str, Quantised] | None = None,
     ):
+        if not isinstance(model, Decoder):
+            raise UsageError(f"a model of architecture {model.config.architecture!r} cannot chat: a decoder can")
         self.model, self.max_batch_size, self.max_queue = model, max_batch_size, max_queue
         self.prefill_chunk = prefill_chunk
         self.context_length = model.config.max_position_embeddings if context_length is None else context_length

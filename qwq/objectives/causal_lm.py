@@ -1,66 +1,42 @@
-"""Causal language modelling: every token predicts the next one.
+"""Causal language modelling: every token predicts the next one."""
 
-Shapes: B batch, T tokens, N tokens with a label, C hidden_size, V vocab_size.
-"""
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from qwq.kernels.linear import linear, weight_gradient
-
-IGNORE = -100  # the label of a token that is not learned from
+from qwq.objectives.cross_entropy import cross_entropy_sum
+from qwq.objectives.objective import Batch, Objective, Window
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradient is taken in the forward pass, chunk by chunk, so that [N, V] logits never exist as a whole.
+@dataclass
+class CausalLM(Objective):
+    """A window of packed tokens as it is, each token labelled with the next.
 
-    The idea is Liger Kernel's fused linear cross-entropy (arXiv:2410.10989), here with plain matrix products.
+    `early_exit_loss_coef` and `layer_dropout` train for early exit (LayerSkip, arXiv:2404.16710): see early_exit.py.
     """
 
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
-        training = any(ctx.needs_input_grad[:2])
-        matrix = weight.to(hidden.dtype)  # bf16 where the model computes in bf16
-        loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if training else None
-        grad_weight = torch.zeros_like(weight) if training else None
-        for start in range(0, len(labels), chunk_size):
-            rows = slice(start, start + chunk_size)
-            x, target = hidden[rows], labels[rows, None]
-            log_p = linear(x, matrix).to(loss.dtype)  # [chunk, V]
-            log_p = log_p.log_softmax(-1)
-            loss -= log_p.gather(1, target).sum()
-            if grad_hidden is not None and grad_weight is not None:
-                grad = log_p.exp_()
-                grad.scatter_add_(1, target, grad.new_full((), -1.0).expand_as(target))
-                grad = grad.to(hidden.dtype)
-                grad_hidden[rows] = linear(grad, matrix.t())
-                grad_weight += weight_gradient(grad, x)
-        if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight)
-        return loss
+    chunk_size: int = 512  # tokens whose logits exist at one time
+    early_exit_loss_coef: float = 0.0
+    layer_dropout: float = 0.0
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad, grad_weight * grad, None, None
+    name = "causal_lm"
+    architectures = ("decoder",)
+    reason = "every token of an encoder sees the one that it should predict"
 
+    def batch(self, window: Window, generator: torch.Generator) -> Batch:
+        return Batch(*window)
 
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int = 512) -> Tensor:
-    """Sum over tokens of -log p(label), in nats, of logits = hidden @ weight.T.
+    def sum(self, model: Any, batch: Batch) -> Tensor:
+        if torch.is_grad_enabled() and (self.early_exit_loss_coef > 0 or self.layer_dropout > 0):
+            from qwq.objectives.early_exit import loss_sum
 
-    hidden [..., C], weight [V, C], labels [...] with -100 where there is nothing to learn. Differentiable once. At most
-    [chunk_size, V] logits exist at a time; in exchange the gradient of `weight` is made in the forward pass.
-    """
-    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    valid = labels != IGNORE
-    if not bool(valid.all()):
-        hidden, labels = hidden[valid], labels[valid]
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, chunk_size)
-
-
-def reference_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The same number the plain way, all logits at once: what tests compare with."""
-    logits = F.linear(hidden, weight)
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+            return loss_sum(
+                model,
+                batch,
+                early_exit_loss_coef=self.early_exit_loss_coef,
+                layer_dropout=self.layer_dropout,
+                chunk_size=self.chunk_size,
+            )
+        return cross_entropy_sum(model.hidden(batch.input_ids), model.lm_head.weight, batch.labels, self.chunk_size)

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qwq.data.documents import Document, read_documents
 from qwq.data.shards import separator
-from qwq.model import Decoder
-from qwq.objectives import cross_entropy_sum
+from qwq.objectives import IGNORE, CausalLM, Objective, Window
 from qwq.tokenizer import Tokenizer, encode_chat
 from qwq.train.gradients import precision
 
@@ -21,7 +21,7 @@ class Score:
     """Over the text of one domain."""
 
     loss: float  # nats a token
-    bits_per_byte: float  # bits a UTF-8 byte of text: comparable between tokenizers
+    bits_per_byte: float  # bits a UTF-8 byte of the labelled tokens; a pair where the objective's unit is "pair"
     tokens: int
     bytes: int
 
@@ -62,9 +62,10 @@ class HeldOut:
         if whole < len(ids) - 1:
             yield ids[None, whole:-1], ids[None, whole + 1 :]
 
-    def evaluate(self, model: Decoder) -> dict[str, Score]:
-        """The score of every domain."""
-        return {name: score(model, self.batches(ids), self.token_bytes) for name, ids in self.domains.items()}
+    def evaluate(self, model: Any, objective: Objective | None = None) -> dict[str, Score]:
+        """The score of every domain; the objective is causal language modelling where none is given."""
+        domains = self.domains.items()
+        return {name: score(model, self.batches(ids), self.token_bytes, objective) for name, ids in domains}
 
 
 def _encode(tokenizer: Tokenizer, document: Document) -> list[int]:
@@ -75,18 +76,23 @@ def _encode(tokenizer: Tokenizer, document: Document) -> list[int]:
 
 
 @torch.no_grad()
-def score(model: Decoder, batches: Iterable[tuple[Tensor, Tensor]], token_bytes: Tensor) -> Score:
-    """Score of a model on (input_ids, labels) batches; `token_bytes` [V] holds the length in bytes of every token.
+def score(model: Any, windows: Iterable[Window], token_bytes: Tensor, objective: Objective | None = None) -> Score:
+    """Score of a model on windows of (input_ids, labels); `token_bytes` [V] holds the length in bytes of every token.
 
-    A control token has length 0: what it costs counts as loss, and adds no bytes.
+    A control token has length 0: what it costs counts as loss, and adds no bytes. What an objective draws (masks,
+    pairs) is the same every time.
     """
+    objective = CausalLM() if objective is None else objective
     nats, tokens, size = 0.0, 0, 0
-    device = next(model.parameters()).device
-    for input_ids, labels in batches:
+    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
+    for window in windows:
+        batch = objective.batch(window, generator)
         with precision(device):
-            hidden = model.hidden(input_ids.to(device))
-            nats += float(cross_entropy_sum(hidden, model.lm_head.weight, labels.to(device)))
-        learned = labels[labels != -100]
+            nats += float(objective.loss(model, batch))
+        learned = batch.labels[batch.labels != IGNORE]
         tokens += len(learned)
-        size += int(token_bytes[learned].sum())
+        if objective.unit == "byte":
+            size += int(token_bytes[learned[learned < len(token_bytes)]].sum())
+        else:
+            size += len(learned)
     return Score(nats / max(tokens, 1), nats / math.log(2) / max(size, 1), tokens, size)

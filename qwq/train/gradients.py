@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from qwq.model import moe
 from qwq.objectives import Batch, CausalLM, Objective
 from qwq.recipe import Recipe
 from qwq.tokenizer import Tokenizer
@@ -27,16 +28,20 @@ def precision(device: torch.device) -> AbstractContextManager:
 def compute_gradients(model: Any, batches: Sequence[tuple], objective: Objective) -> float:
     """Add to `.grad` the gradient of the mean loss over all labels of all micro-batches; returns that mean.
 
+    Where the config asks for the routers' auxiliary loss, its gradient is added, and the mean returned is without it.
+
     Divided by the number of labels of the whole step, not batch by batch: every label weighs the same, however ragged
     they are and however the step is cut into micro-batches. A batch is a `Batch`, or just (input_ids, labels).
     """
-    batches = [Batch(*batch) for batch in batches]
+    step = [Batch(*batch) for batch in batches]
     device = next(model.parameters()).device
-    valid = max(1, sum(batch.count for batch in batches))
+    valid = max(1, sum(batch.labelled for batch in step))
     total = 0.0
-    for batch in batches:
+    for batch in step:
         with precision(device):
-            loss = objective.loss(model, batch) / valid
-        loss.backward()
-        total += float(loss.detach())
+            loss = objective.loss(model, batch)
+            routers = moe.auxiliary_loss(model)
+            whole = loss if routers is None else loss + batch.labelled * routers
+        (whole / valid).backward()
+        total += float(loss.detach()) / valid
     return total

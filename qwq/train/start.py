@@ -10,7 +10,8 @@ import torch
 
 from qwq.data.shards import tokenizer_hash
 from qwq.errors import QwqError, UsageError
-from qwq.model import Decoder
+from qwq.model import Assembly
+from qwq.objectives import Objective
 from qwq.recipe import Recipe
 from qwq.tokenizer import Tokenizer
 from qwq.train import optim, state
@@ -57,7 +58,7 @@ def check_tokenizer(manifest: dict, tokenizer: Tokenizer, data: Path) -> None:
         raise UsageError(f"{data} was tokenized with another tokenizer; give that one, or tokenize again with this one")
 
 
-def compile_blocks(model: Decoder) -> bool:
+def compile_blocks(model: Assembly) -> bool:
     """torch.compile of one block, which all others share: far quicker than compiling the whole model.
 
     On a CPU it needs a C++ compiler; False where there is none, and the model stays as it was.
@@ -70,7 +71,7 @@ def compile_blocks(model: Decoder) -> bool:
     return True
 
 
-def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: Recipe) -> float:
+def fake_steps(model: Assembly, optimizers: list[torch.optim.Optimizer], recipe: Recipe, objective: Objective) -> float:
     """Whole steps on made-up tokens: what runs out of memory does so now. Returns the seconds of a step.
 
     They also pay for what only the first steps pay, such as compilation.
@@ -89,7 +90,7 @@ def fake_steps(model: Decoder, optimizers: list[torch.optim.Optimizer], recipe: 
                 torch.randint(recipe.model.vocab_size, shape, generator=random)
                 for _ in range(training.batch_size // shape[0])
             ]
-            compute_gradients(model, [(x, x) for x in ids], recipe.objective)
+            compute_gradients(model, [objective.batch((x, x), random) for x in ids], objective)
             optim.clip(list(model.parameters()), training.max_grad_norm)
             optim.update(optimizers, 0.0)
             times.append(time.perf_counter() - start)

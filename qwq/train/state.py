@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qwq.checkpoint import native
 from qwq.errors import QwqError
-from qwq.model import Decoder
+from qwq.model import Assembly
 from qwq.recipe import Recipe
 from qwq.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ def folder_of(out: Path, step: int) -> Path:
 def save(
     out: Path,
     step: int,
-    model: Decoder,
+    model: Assembly,
     optimizers: list[torch.optim.Optimizer],
     loader: Loader,
     recipe: Recipe,
@@ -58,7 +58,7 @@ def save(
     return folder
 
 
-def restore(folder: Path, model: Decoder, optimizers: list[torch.optim.Optimizer], loader: Loader) -> int:
+def restore(folder: Path, model: Assembly, optimizers: list[torch.optim.Optimizer], loader: Loader) -> int:
     """Put everything back as `save` found it; returns the step. `QwqError` if it is damaged or cannot be resumed."""
     _, saved = native.load_model(folder)
     model.load_state_dict(saved.state_dict())

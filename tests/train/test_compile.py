@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qwq.model import Decoder
-from qwq.recipe import ObjectiveConfig
+from qwq.objectives import CausalLM
 from qwq.train.gradients import compute_gradients
 from qwq.train.start import compile_blocks
 
@@ -30,7 +30,7 @@ def test_compiled_blocks_give_the_same_gradients(tiny_config):
         model.init_weights(seed=1)
         if compiled:
             assert compile_blocks(model)
-        loss = compute_gradients(model, [(ids, ids)], ObjectiveConfig())
+        loss = compute_gradients(model, [(ids, ids)], CausalLM())
         results.append([torch.tensor(loss), *(p.grad for p in model.parameters())])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

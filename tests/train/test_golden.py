@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from qwq.model import Decoder, ModelConfig
-from qwq.recipe import ObjectiveConfig, TrainingConfig
+from qwq.objectives import CausalLM
+from qwq.recipe import TrainingConfig
 from qwq.train import optim
 from qwq.train.gradients import compute_gradients
 
@@ -37,7 +38,7 @@ def losses(optimizer: str) -> list[float]:
     for step in range(STEPS):
         first = torch.randint(97, (4, 1), generator=generator)
         ids = (first + torch.arange(33)) % 97
-        found.append(compute_gradients(model, [(ids[:, :-1], ids[:, 1:])], ObjectiveConfig(chunk_size=50)))
+        found.append(compute_gradients(model, [(ids[:, :-1], ids[:, 1:])], CausalLM(50)))
         optim.clip(list(model.parameters()), training.max_grad_norm)
         optim.update(optimizers, optim.learning_rate_factor(step, training))
     return found

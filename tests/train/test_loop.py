@@ -8,7 +8,7 @@ import torch
 
 from qwq.errors import QwqError, UsageError
 from qwq.model import Decoder
-from qwq.recipe import ObjectiveConfig
+from qwq.objectives import CausalLM
 from qwq.train import optim, start, train
 from qwq.train.gradients import compute_gradients
 
@@ -30,7 +30,7 @@ def ragged(rows, tokens, vocabulary, seed):
 def gradients(config, batches):
     model = Decoder(config).double()
     model.init_weights(seed=3)
-    loss = compute_gradients(model, batches, ObjectiveConfig(chunk_size=7))
+    loss = compute_gradients(model, batches, CausalLM(7))
     return loss, [p.grad for p in model.parameters()]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwq.objectives import cross_entropy_sum
-from qwq.objectives.causal_lm import reference_sum
+from qwq.objectives.cross_entropy import reference_sum
 
 
 def case(tokens, masked, dtype=torch.float64, seed=0):
