@@ -33,10 +33,33 @@ class DataConfig:
 class ObjectiveConfig:
     """Logits to loss (qwq/objectives)."""
 
-    name: Literal["causal_lm"] = "causal_lm"
+    name: Literal[
+        "causal_lm",
+        "masked_lm",
+        "next_sentence",
+        "sentence_order",
+        "span_denoising",
+        "prefix_lm",
+        "contrastive",
+        "distillation",
+    ] = "causal_lm"
     chunk_size: int = 512  # tokens whose logits exist at one time
     early_exit_loss_coef: float = 0.0  # causal_lm: weight of the loss at every exit (LayerSkip, arXiv:2404.16710)
     layer_dropout: float = 0.0  # causal_lm: rate at the last layer, falling towards the first
+    mask_fraction: float = 0.15  # masked_lm, span_denoising: share of the tokens
+    whole_words: bool = False  # masked_lm
+    contrastive: Literal["info_nce", "multi_positive", "sigmoid"] = "info_nce"
+    teacher: str = ""  # distillation: a model as `--model` takes it
+    temperature: float = 2.0  # distillation, as the two below
+    reverse_kl: float = 0.0  # share of KL(student, teacher) in the divergence, the rest is KL(teacher, student)
+    cross_entropy: float = 0.5  # weight of the plain loss; the divergence has the rest
+
+    def __post_init__(self) -> None:
+        for name in ("mask_fraction", "layer_dropout", "reverse_kl", "cross_entropy"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
 
 
 @dataclass(frozen=True)

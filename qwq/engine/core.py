@@ -19,7 +19,7 @@ from qwq.engine.sampler import Sampler, SamplingParams
 from qwq.errors import QwqError, UsageError
 from qwq.kernels.decode import fast_decode
 from qwq.kernels.quantised import Quantised
-from qwq.model import Assembly, Decoder, KVCache
+from qwq.model import Decoder, KVCache
 from qwq.model.attention import CacheRows
 
 log = logging.getLogger("qwq.engine")
@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Assembly,
+        model: Decoder,
         *,
         max_batch_size: int = 8,
         max_queue: int = 64,
@@ -88,8 +88,6 @@ class Engine:
         prefill_chunk: int = 512,
         quantised: Mapping[str, Quantised] | None = None,
     ):
-        if not isinstance(model, Decoder):
-            raise UsageError(f"a model of architecture {model.config.architecture!r} cannot chat: a decoder can")
         self.model, self.max_batch_size, self.max_queue = model, max_batch_size, max_queue
         self.prefill_chunk = prefill_chunk
         self.context_length = model.config.max_position_embeddings if context_length is None else context_length
@@ -175,14 +173,14 @@ class Engine:
         if decoding:
             batch = self.rows[:decoding]
             ids = torch.tensor([[r.generated[-1]] for r in batch], device=self.device)
-            logits = self.decode(ids, self.cache.rows(0, decoding))
+            logits = self.decode(ids, self.cache.rows(0, decoding))[:, -1]
             for row in reversed(range(decoding)):  # from the back: a row that ends gives its place to the last
                 self._accept(row, logits[row])
         self._prefill()
 
     def _decode(self, ids: Tensor, rows: CacheRows) -> Tensor:
-        """ids [B, 1] -> logits [B, V], where there is no kernel for it."""
-        return self.model(ids, cache=rows, logits_to_keep=1)[:, -1]
+        """ids [B, 1] -> logits [B, 1, V], where there is no kernel for it."""
+        return self.model(ids, cache=rows)
 
     def _prefill(self) -> None:
         if not self.prefilling:

@@ -13,6 +13,7 @@ from qwq.checkpoint import Checkpoint
 from qwq.engine.core import Engine, Request
 from qwq.engine.sampler import SamplingParams
 from qwq.errors import QwqError, UsageError
+from qwq.model import Decoder
 from qwq.tokenizer import ThinkSplitter, Tokenizer, encode_chat
 
 _FIELDS = {f.name for f in dataclasses.fields(SamplingParams)}
@@ -66,6 +67,8 @@ class LanguageModel:
     ):
         self.name = checkpoint.name if name is None else name
         self.tokenizer: Tokenizer = checkpoint.tokenizer
+        if not isinstance(checkpoint.model, Decoder):
+            raise UsageError(f"{self.name} is an {checkpoint.config.architecture}: only a decoder can chat")
         self.model, self.config = checkpoint.model, checkpoint.config
         self.context_length = context_length(checkpoint)
         self.default_sampling = {k: v for k, v in checkpoint.generation.items() if k in _FIELDS and v is not None}

@@ -7,6 +7,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qwq.kernels.linear import linear
 from qwq.model.attention import CacheRows, CrossAttention, KVCache, Memory, Tokens
@@ -38,6 +39,12 @@ class Encoder(Assembly):
         """Token ids [B, S] -> logits [B, S, V]"""
         hidden = self.hidden(input_ids, boundaries=boundaries, attention_mask=attention_mask)
         return linear(hidden, self.lm_head.weight)
+
+    def embed(self, input_ids: Tensor, *, boundaries: list[int]) -> Tensor:
+        """Packed documents [1, N] -> one vector of length 1 for each, [documents, C]: the mean of its states."""
+        states = self.hidden(input_ids, boundaries=boundaries)[0]
+        sizes = torch.tensor(boundaries, device=states.device).diff().tolist()
+        return F.normalize(torch.stack([part.mean(0) for part in states.split(sizes)]), dim=-1)
 
 
 class CrossBlock(TransformerBlock):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwq.objectives import early_exit
 from qwq.objectives.cross_entropy import cross_entropy_sum
 from qwq.objectives.objective import Batch, Objective, Window
 
@@ -30,9 +31,7 @@ class CausalLM(Objective):
 
     def sum(self, model: Any, batch: Batch) -> Tensor:
         if torch.is_grad_enabled() and (self.early_exit_loss_coef > 0 or self.layer_dropout > 0):
-            from qwq.objectives.early_exit import loss_sum
-
-            return loss_sum(
+            return early_exit.loss_sum(
                 model,
                 batch,
                 early_exit_loss_coef=self.early_exit_loss_coef,

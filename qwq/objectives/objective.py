@@ -68,13 +68,13 @@ class Objective(ABC):
 
 
 def cut(input_ids: Tensor, separator: int) -> list[Tensor]:
-    """Rows of packed tokens [B, T] -> the documents in them, without the separator that ends each."""
+    """Rows of packed tokens [B, T] -> the documents in them, one at least, without the separator that ends each."""
     documents = []
     for row in input_ids:
         ends = (row == separator).nonzero().flatten().tolist()
         pieces = zip([-1, *ends], [*ends, len(row)], strict=True)
         documents += [row[start + 1 : end] for start, end in pieces if end > start + 1]
-    return documents
+    return documents or [input_ids[0]]
 
 
 def pack(documents: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

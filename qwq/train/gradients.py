@@ -6,18 +6,66 @@ from typing import Any
 
 import torch
 
-from qwq.model import moe
-from qwq.objectives import Batch, CausalLM, Objective
-from qwq.recipe import Recipe
+from qwq.checkpoint import load
+from qwq.errors import UsageError
+from qwq.model import Decoder, moe
+from qwq.objectives import (
+    Batch,
+    CausalLM,
+    Contrastive,
+    Distillation,
+    MaskedLM,
+    Mixture,
+    NextSentence,
+    Objective,
+    PrefixLM,
+    SentenceOrder,
+    SpanDenoising,
+    Vocabulary,
+)
+from qwq.recipe import ObjectiveConfig, Recipe
 from qwq.tokenizer import Tokenizer
 
 
 def build_objective(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Objective:
-    """The objective that a recipe names. `UsageError` if it makes no sense for the recipe's model."""
+    """The objective that a recipe names; all but causal_lm ask for the tokenizer.
+
+    `UsageError` if it makes no sense for the recipe's model, or misses what it needs.
+    """
     config = recipe.objective
-    objective = CausalLM(config.chunk_size, config.early_exit_loss_coef, config.layer_dropout)
+    objective = _named(config, recipe.model.vocab_size, tokenizer)
     objective.check(recipe.model)
     return objective
+
+
+def _named(config: ObjectiveConfig, vocab_size: int, tokenizer: Tokenizer | None) -> Objective:
+    chunk = config.chunk_size
+    if config.name == "causal_lm":
+        return CausalLM(chunk, config.early_exit_loss_coef, config.layer_dropout)
+    if config.name == "distillation":
+        return Distillation(
+            _teacher(config.teacher), Mixture(config.cross_entropy, config.temperature, config.reverse_kl), chunk
+        )
+    assert tokenizer is not None
+    vocabulary = Vocabulary(tokenizer, vocab_size)
+    if config.name == "masked_lm":
+        return MaskedLM(vocabulary, config.mask_fraction, config.whole_words, chunk)
+    if config.name == "span_denoising":
+        return SpanDenoising(vocabulary, chunk, config.mask_fraction)
+    if config.name == "prefix_lm":
+        return PrefixLM(vocabulary, chunk)
+    if config.name == "contrastive":
+        return Contrastive(vocabulary, config.contrastive)
+    return (SentenceOrder if config.name == "sentence_order" else NextSentence)(vocabulary)
+
+
+def _teacher(name: str) -> Decoder:
+    if not name:
+        raise UsageError("distillation needs a teacher: set objective.teacher to a model")
+    teacher = load(name, device="cuda" if torch.cuda.is_available() else "cpu").model
+    if not isinstance(teacher, Decoder):
+        raise UsageError(f"objective.teacher {name} is no decoder; distillation needs one")
+    return teacher
 
 
 def precision(device: torch.device) -> AbstractContextManager:

@@ -48,10 +48,10 @@ class Log:
         rate = f"{values['tokens_per_second']:,.0f} tok/s, {values['mfu']:.0%} of GEMM"
         self._progress.update(self._task, completed=step, description=f"loss {values['loss']:.3f}", rate=rate)
 
-    def evaluation(self, step: int, loss: float, scores: dict[str, dict]) -> None:
+    def evaluation(self, step: int, loss: float, scores: dict[str, dict], unit: str = "byte") -> None:
         """A line for the person that stays, and one of metrics.jsonl."""
         domains = ", ".join(f"{name} {score['bits_per_byte']:.3f}" for name, score in scores.items())
-        self.console.print(f"step {step}: loss {loss:.3f}, held-out bits per byte: {domains}", highlight=False)
+        self.console.print(f"step {step}: loss {loss:.3f}, held-out bits per {unit}: {domains}", highlight=False)
         self._write(step, {"eval": scores})
 
     def _write(self, step: int, values: dict[str, Any]) -> None:

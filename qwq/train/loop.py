@@ -99,7 +99,8 @@ def train(
                 raise Interrupted(f"stopped, step {step} is saved; go on: qwq train {recipe.name} --out {out} --resume")
             if last or step % config.eval_every == 0:
                 scores = held_out.evaluate(model, objective)
-                log.evaluation(step, loss, {name: dataclasses.asdict(score) for name, score in scores.items()})
+                found = {name: dataclasses.asdict(score) for name, score in scores.items()}
+                log.evaluation(step, loss, found, objective.unit)
     if newest is None:
         raise QwqError(f"{out}: nothing was trained")
     return Result(newest, recipe, scores or held_out.evaluate(model, objective), rate, mfu)
