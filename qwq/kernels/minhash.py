@@ -1,0 +1,124 @@
+"""MinHash of a text (Broder 1997): how alike two texts are, told from 512 bytes of each.
+
+A text is the set of its shingles: five tokens in a row, where a token is a word in lower case, or one character of a
+script that is written without spaces (Chinese, Japanese, Thai ...). The share of shingles that two texts have in common
+(Jaccard) is estimated by the share of hash functions whose least value over the shingles is the same. minhash.cpp is
+the fast form; without a compiler numpy gives the same numbers.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from qwq.kernels.compile import instructions, library
+
+WIDTH = 5  # tokens of a shingle
+HASHES = 256
+_SINGLE = 1 << 31
+_UNSPACED = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF),
+)  # fmt: skip
+_CHARACTER, _TOKEN, _MIX = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93))
+_HALF = np.uint64(32)
+
+
+@functools.cache
+def _fold() -> np.ndarray:
+    """[code points] what a character counts as: 0 parts words, a lower-case letter or digit, or that + _SINGLE."""
+    fold = np.zeros(0x40000, np.uint32)
+    for point in range(0x20000):
+        character = chr(point)
+        if character.isalnum():
+            lower = character.lower()
+            fold[point] = ord(lower) if len(lower) == 1 else point
+    for first, last in _UNSPACED:
+        fold[first : last + 1] += np.uint32(_SINGLE) * (fold[first : last + 1] > 0).astype(np.uint32)
+    fold[0x20000:] = np.arange(0x20000, 0x40000, dtype=np.uint32) + np.uint32(_SINGLE)
+    return fold
+
+
+@functools.cache
+def _functions() -> tuple[np.ndarray, np.ndarray]:
+    """(factors, offsets) [HASHES] of the hash functions (a x + b) mod 2**64, read from bit 32 on (Dietzfelbinger)."""
+    draw = np.random.Generator(np.random.PCG64(1))
+    factors, offsets = draw.integers(0, 1 << 64, (2, HASHES), dtype=np.uint64)
+    return factors | np.uint64(1), offsets
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    for _ in range(2):
+        x = (x ^ (x >> _HALF)) * _MIX
+    return x ^ (x >> _HALF)
+
+
+def _plain_shingles(text: str) -> np.ndarray:
+    points = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
+    folded = _fold()[np.minimum(points, len(_fold()) - 1)]
+    folded[points >= len(_fold())] = 0
+    word = (folded > 0) & (folded < _SINGLE)
+    starts = word.copy()
+    starts[1:] &= ~word[:-1]
+    begins = np.flatnonzero((starts | (folded >= _SINGLE))[folded > 0])
+    characters = folded[folded > 0].astype(np.uint64)
+    if not len(characters):
+        return np.zeros(0, np.uint32)
+    lengths = np.diff(begins, append=len(characters))
+    places = np.arange(len(characters)) - np.repeat(begins, lengths)
+    powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(lengths.max() - 1, _CHARACTER)]), dtype=np.uint64)
+    tokens = _mixed(np.add.reduceat(characters * powers[places], begins))
+    width = min(WIDTH, len(tokens))
+    sums = np.zeros(len(tokens) - width + 1, np.uint64)
+    for j in range(width):
+        sums = sums * _TOKEN + tokens[j : j + len(sums)]
+    return (_mixed(sums) >> _HALF).astype(np.uint32)
+
+
+def _plain_minima(shingles: np.ndarray) -> np.ndarray:
+    factors, offsets = _functions()
+    parts = (shingles[i : i + 256, None].astype(np.uint64) * factors + offsets for i in range(0, len(shingles), 256))
+    return np.min([part.min(0) for part in parts], 0)
+
+
+@functools.cache
+def _compiled() -> Callable[..., int] | None:
+    found = library(Path(__file__).with_name("minhash.cpp"), instructions())
+    if found is None:
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    number = ctypes.c_int32
+    found.qwq_minhash.argtypes = [
+        ctypes.c_char_p, size, pointer, number, number, pointer, pointer, number, pointer, pointer,
+    ]  # fmt: skip
+    found.qwq_minhash.restype = size
+    return found.qwq_minhash
+
+
+def _call(call: Callable[..., int], text: str, hashes: int, minima: int | None, room: int | None) -> int:
+    data, fold = text.encode("utf-8", "replace"), _fold()
+    factors, offsets = (f.ctypes.data for f in _functions())
+    return call(data, len(data), fold.ctypes.data, len(fold), WIDTH, factors, offsets, hashes, minima, room)
+
+
+def shingles(text: str) -> np.ndarray:
+    """The hashes of the text's shingles, uint32, each once and in order; empty where there is no letter or digit."""
+    call = _compiled()
+    if call is None:
+        return np.unique(_plain_shingles(text))
+    room = np.empty(4 * len(text) + 1, np.uint32)
+    return np.unique(room[: _call(call, text, 0, None, room.ctypes.data)])
+
+
+def signature(text: str) -> bytes:
+    """16 bits of the least value of each of HASHES functions (2 * HASHES bytes); empty where `shingles` is."""
+    call = _compiled()
+    if call is None:
+        found = _plain_shingles(text)
+        minima = _plain_minima(found) if len(found) else found
+    else:
+        minima = np.full(HASHES, -1, np.int64).view(np.uint64)
+        if not _call(call, text, HASHES, minima.ctypes.data, None):
+            return b""
+    return (minima >> _HALF).astype(np.uint16).tobytes()

@@ -1,0 +1,69 @@
+"""Shingles and signatures: the compiled and the plain form agree to the bit, and signatures estimate Jaccard."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwq.kernels import minhash
+
+RANDOM = random.Random(5)
+TEXT = st.text(
+    st.one_of(st.sampled_from("aB9_ ,\n中文字。ひカ한กǅİ😀𠀀é\u0301"), st.characters(exclude_categories=[])),
+    max_size=80,
+)
+
+
+def plain(monkeypatch):
+    monkeypatch.setattr(minhash, "_compiled", lambda: None)
+
+
+@given(TEXT)
+def test_both_forms_give_the_same_bits(text):
+    """Any text, lone surrogates and unassigned characters too."""
+    with pytest.MonkeyPatch.context() as patch:
+        fast = minhash.signature(text), minhash.shingles(text).tolist()
+        plain(patch)
+        assert (minhash.signature(text), minhash.shingles(text).tolist()) == fast
+
+
+def test_both_forms_agree_on_long_texts(monkeypatch):
+    """More shingles than a block has, and a word of a hundred thousand letters."""
+    text = " ".join(str(RANDOM.random()) for _ in range(3000)) + "x" * 100_000 + "数据" * 2000
+    fast = minhash.signature(text), minhash.shingles(text)
+    plain(monkeypatch)
+    assert minhash.signature(text) == fast[0]
+    assert np.array_equal(minhash.shingles(text), fast[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("", 0), ("?! —", 0), ("word", 1), ("one two three four five", 1), ("one two three four five six", 2),
+     ("我们的数据", 1), ("我们的数据集", 2), ("用 Python 写的", 1), ("ひらがなで書く", 3), ("한국어 글은 낱말 사이를 띄어 쓴다", 2)],
+)  # fmt: skip
+def test_a_shingle_is_five_words_or_characters(text, count):
+    """Chinese and Japanese count by characters, Korean and English by words."""
+    assert len(minhash.shingles(text)) == count
+
+
+def test_case_and_punctuation_do_not_count():
+    """One text in two dresses has one signature; another order of words has another."""
+    assert minhash.signature("Five words, one after another!") == minhash.signature("five  WORDS one — after\nANOTHER")
+    assert minhash.signature("five words one after another") != minhash.signature("words five one after another")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7, 0.9, 1.0])
+def test_signatures_estimate_the_jaccard_similarity(kept):
+    """Over many pairs the estimate is unbiased, and its error is what 256 functions allow."""
+    errors = []
+    for _ in range(40):
+        words = [f"w{RANDOM.randrange(5000)}" for _ in range(400)]
+        other = words[: int(400 * kept)] + [f"w{RANDOM.randrange(5000)}" for _ in range(400 - int(400 * kept))]
+        first, second = minhash.shingles(" ".join(words)), minhash.shingles(" ".join(other))
+        exact = len(np.intersect1d(first, second)) / len(np.union1d(first, second))
+        one, two = (np.frombuffer(minhash.signature(" ".join(w)), np.uint16) for w in (words, other))
+        errors.append((one == two).mean() - exact)
+    assert abs(np.mean(errors)) < 0.015
+    assert np.std(errors) < 0.045
