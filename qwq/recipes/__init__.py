@@ -28,7 +28,29 @@ def qwq_small() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"qwq-nano": qwq_nano, "qwq-small": qwq_small}
+def qwq_32b_sparse() -> Recipe:
+    """On paper (`qwq plan`): 630 billion tokens, 20 for each parameter."""
+    return _on_paper("qwq-32b-sparse", steps=150_000)
+
+
+def qwq_32b() -> Recipe:
+    """On paper too: the dense model of the same size, for as many tokens."""
+    return _on_paper("qwq-32b", steps=150_000)
+
+
+def _on_paper(name: str, steps: int) -> Recipe:
+    """Steps of 4.2 million tokens."""
+    training = TrainingConfig(steps=steps, batch_size=1024, micro_batch_size=1, learning_rate=3e-4, compile=True)
+    objective = ObjectiveConfig(chunk_size=4096)
+    return Recipe(name=name, model=PRESETS[name], data=DataConfig(seq_len=4096), objective=objective, training=training)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "qwq-nano": qwq_nano,
+    "qwq-small": qwq_small,
+    "qwq-32b": qwq_32b,
+    "qwq-32b-sparse": qwq_32b_sparse,
+}
 
 
 def find(name: str) -> Recipe:
