@@ -4,6 +4,7 @@ Shapes: B batch, T new tokens, S tokens seen (cache and new), C hidden_size, H q
 D head_dim, Dv width of a value head (D, but for `shared_qk`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -14,32 +15,52 @@ from torch.nn import functional as F
 from qwq.kernels.attention import causal_attention
 from qwq.kernels.elementwise import rotate
 from qwq.kernels.linear import Linear
+from qwq.kernels.sparse import Tiles
 from qwq.model.config import ModelConfig
 from qwq.model.layers import norm
+from qwq.model.sparsity import SparseAttention
 
 
 class KVCache:
     """Keys and values of every layer, contiguous: [layers, B, K, capacity, D], grown by doubling.
 
     Row b holds `lengths[b]` tokens. Rows in use are kept at the front, so that a batch is a slice and never a copy.
+    What a gate chooses by (sparsity.py) is kept for every block: its mean key, and its first query. It follows from
+    the tokens before alone, so a row is made shorter by making its length smaller.
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
-        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, 0)
-        self.keys = torch.empty(*shape, config.head_dim, dtype=dtype, device=device)
-        self.values = torch.empty(*shape, config.value_dim, dtype=dtype, device=device)
+        layers, heads = config.num_hidden_layers, config.num_key_value_heads
+        widths = {"keys": config.head_dim, "values": config.value_dim}
+        self.block_size = config.attention_block_size
+        self.steps = dict.fromkeys(widths, 1)  # tokens that share an entry
+        if any("learnable" in pattern for pattern in config.attention_patterns):
+            gates = dict.fromkeys(("pooled", "asked", "cross_asked"), config.head_dim)
+            widths, self.steps = widths | gates, self.steps | dict.fromkeys(gates, self.block_size)
+        self.stores = {
+            name: torch.empty(layers, batch_size, heads, 0, width, dtype=dtype, device=device)
+            for name, width in widths.items()
+        }
         self.lengths = [0] * batch_size
+
+    @property
+    def keys(self) -> Tensor:
+        return self.stores["keys"]
+
+    @property
+    def values(self) -> Tensor:
+        return self.stores["values"]
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` tokens a row."""
         capacity = self.keys.shape[3]
         if tokens <= capacity:
             return
-        grown = (*self.keys.shape[:3], max(256, 2 * capacity, tokens))
-        keys = self.keys.new_zeros(*grown, self.keys.shape[4])
-        values = self.values.new_zeros(*grown, self.values.shape[4])
-        keys[..., :capacity, :], values[..., :capacity, :] = self.keys, self.values
-        self.keys, self.values = keys, values
+        tokens = max(256, 2 * capacity, tokens)
+        for name, old in self.stores.items():
+            grown = old.new_zeros(*old.shape[:3], -(-tokens // self.steps[name]), old.shape[4])
+            grown[:, :, :, : old.shape[3]] = old
+            self.stores[name] = grown
 
     def rows(self, start: int, stop: int) -> "CacheRows":
         """The rows [start, stop) as one batch for `Decoder(..., cache=...)`."""
@@ -47,10 +68,10 @@ class KVCache:
 
     def move(self, source: int, target: int) -> None:
         """Copy one row over another: how a finished row gives its place to the last one."""
-        length = self.lengths[source]
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
-        self.lengths[target] = length
+        length = self.lengths[target] = self.lengths[source]
+        for name, store in self.stores.items():
+            used = -(-length // self.steps[name])
+            store[:, target, :, :used] = store[:, source, :, :used]
 
 
 @dataclass
@@ -63,7 +84,8 @@ class CacheRows:
 
     def begin(self, new: int, device: torch.device) -> tuple[Tensor, Tensor | None, bool]:
         """Before `new` tokens a row: their positions [B, T], the mask [B, 1, T, S] or None, whether it is causal."""
-        before = self.cache.lengths[self.start : self.stop]
+        self.before = before = self.cache.lengths[self.start : self.stop]
+        self.new = new
         self.total = max(before) + new
         self.cache.reserve(self.total)
         starts = torch.tensor(before, device=device)
@@ -86,6 +108,41 @@ class CacheRows:
             values.scatter_(2, index.expand_as(value), value)
         return keys[:, :, : self.total], values[:, :, : self.total]
 
+    def pool(self, layer: int, key: Tensor) -> Tensor:
+        """From the keys of all tokens [B, K, S, D], the mean key of every full block that a new token can look back to,
+        [B, K, blocks, D]."""
+        size = self.cache.block_size
+        pooled = self.cache.stores["pooled"][layer, self.start : self.stop]
+        for rows, start in self._alike():
+            first, last = start // size, (start + self.new) // size
+            if last > first:
+                full = key[rows, :, first * size : last * size]
+                pooled[rows, :, first:last] = full.unflatten(2, (-1, size)).mean(3)
+        return pooled[:, :, : (self.total - 1) // size]
+
+    def ask(self, layer: int, query: Tensor, heads: int, cross: bool) -> Tensor:
+        """New queries [B, H, T, D] -> the first query (mean over a group's heads) of each block they are in,
+        [B, K, Q, D], which may have come in an earlier call."""
+        size = self.cache.block_size
+        asked = self.cache.stores["cross_asked" if cross else "asked"][layer, self.start : self.stop]
+        for rows, start in self._alike():
+            block, skip = -(-start // size), -start % size
+            first = query[rows, :, skip::size].unflatten(1, (heads, -1)).mean(2)
+            asked[rows, :, block : block + first.shape[2]] = first
+        count = max((start % size + self.new + size - 1) // size for start in self.before)
+        if self.at is None:
+            return asked.narrow(2, self.before[0] // size, count)
+        own = self.at[:, :1] // size + torch.arange(count, device=asked.device)  # [B, Q]
+        index = own.clamp(max=asked.shape[2] - 1)[:, None, :, None]
+        return asked.gather(2, index.expand(-1, heads, -1, asked.shape[3]))
+
+    def _alike(self) -> Iterator[tuple[slice, int]]:
+        """Rows of one length, and that length: all of them at once, or one by one."""
+        if self.at is None:
+            yield slice(None), self.before[0]
+        else:
+            yield from ((slice(row, row + 1), start) for row, start in enumerate(self.before))
+
     def end(self, new: int) -> None:
         """After the last layer: the new tokens count."""
         for row in range(self.start, self.stop):
@@ -102,6 +159,9 @@ class Tokens:
     mask: Tensor | None = None  # [B, 1, T, S], True where seen; None: all, or all up to the token itself if causal
     cache: CacheRows | None = None
     boundaries: list[int] | None = None  # packed documents (B is 1): document i is [boundaries[i], boundaries[i + 1])
+    marked: Tensor | None = None  # [B, S], True for tokens that are global in sparse attention
+    memory: "Memory | None" = None  # in cross-attention: whose keys they are
+    tiles: Tiles | None = None  # how sparse attention cuts them
 
 
 @dataclass
@@ -116,6 +176,7 @@ class Memory:
     boundaries: list[int] | None = None  # packed sources; their number is that of the packed targets
     keep: bool = False
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pooled: dict[int, Tensor] = field(default_factory=dict)  # what a gate chooses by (sparsity.py)
 
 
 class DenseAttention(nn.Module):
@@ -163,7 +224,8 @@ class Attention(nn.Module):
         )
         self.q_norm: nn.Module = norm(config, config.head_dim) if config.use_qk_norm else nn.Identity()
         self.k_norm: nn.Module = norm(config, config.head_dim) if config.use_qk_norm else nn.Identity()
-        self.attend = DenseAttention()
+        sparse = config.attention_pattern(layer) != "dense"
+        self.attend: nn.Module = SparseAttention(config, layer) if sparse else DenseAttention()
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         query, (key, value) = self.query(x), self.key_value(x)
@@ -198,5 +260,5 @@ class CrossAttention(Attention):
             key, value = self.key_value(memory.states)
             if memory.keep:
                 memory.kept[self.layer] = key, value
-        seen = replace(tokens, causal=False, mask=memory.mask, cache=None)
+        seen = replace(tokens, causal=False, mask=memory.mask, marked=None, memory=memory, tiles=None)
         return self.output(self.attend(self.query(x), key, value, seen, memory.boundaries))

@@ -3,6 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+from qwq.model.block_layout import AttentionPattern
+
 _CHOICES = {
     "architecture": ("decoder", "encoder", "encoder-decoder"),
     "hidden_act": ("silu", "relu2", "relu", "gelu"),
@@ -96,6 +98,9 @@ class ModelConfig:
         beyond = [i for i in (*self.exit_layers, *self.mod_layers) if not 0 <= i < self.num_hidden_layers]
         if beyond:
             raise ValueError(f"exit_layers, mod_layers: there is no layer {beyond[0]}")
+        for pattern in self.attention_patterns:
+            if pattern != "dense":
+                AttentionPattern.parse(pattern, self.attention_block_size)
         rope_type = (self.rope_scaling or {}).get("rope_type", "default")
         if rope_type not in ("default", "linear", "yarn", "llama3"):
             raise ValueError(f"rope_scaling: rope_type must be default, linear, yarn or llama3, got {rope_type!r}")
@@ -135,19 +140,21 @@ class ModelConfig:
         layers = sum(self._layer_parameters(layer, active) for layer in range(self.num_hidden_layers))
         if self.num_encoder_layers:
             layers += sum(self._layer_parameters(layer, active) for layer in range(self.num_encoder_layers))
-            cross = self._attention_parameters() + self._norm_parameters()
-            layers += self.num_hidden_layers * cross + self._norm_parameters()
+            layers += sum(self._attention_parameters(layer) for layer in range(self.num_hidden_layers))
+            layers += (self.num_hidden_layers + 1) * self._norm_parameters()
         layers += self._norm_parameters()
         return layers + embeddings * self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
     def _norm_parameters(self) -> int:
         return self.hidden_size * (2 if self.norm_type == "layer_norm" else 1)
 
-    def _attention_parameters(self) -> int:
+    def _attention_parameters(self, layer: int) -> int:
         output, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         query, value = (key, output) if self.shared_qk else (output, key)
         attention = self.hidden_size * (query + key + value + output)
         attention += self.attention_bias * (query + key + value) + self.attention_output_bias * self.hidden_size
+        if "learnable" in self.attention_pattern(layer):
+            attention += 2 * self.head_dim**2  # the gate's maps
         return attention + self.use_qk_norm * 2 * self.head_dim * (2 if self.norm_type == "layer_norm" else 1)
 
     def _mlp_parameters(self, intermediate_size: int) -> int:
@@ -155,7 +162,7 @@ class ModelConfig:
         return mlp + self.mlp_bias * ((1 + self.gated_mlp) * intermediate_size + self.hidden_size)
 
     def _layer_parameters(self, layer: int, active: bool) -> int:
-        count = self._attention_parameters() + 2 * self._norm_parameters()
+        count = self._attention_parameters(layer) + 2 * self._norm_parameters()
         if not self.is_moe(layer):
             return count + self._mlp_parameters(self.intermediate_size)
         experts = self.num_experts_per_tok if active else self.num_experts

@@ -1,0 +1,194 @@
+"""Attention of blocks to blocks: what a layout is, and the backends that compute it.
+
+Shapes: B batch (1 in a layout where all rows are alike), H query heads, K key/value heads, G = H / K, T queries,
+S keys, D head_dim, Dv width of a value head, Q query tiles, R rows of a tile, N entries of a list, Z block_size.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the tokens of one call are cut: into blocks of keys, and tiles of queries that do not cross a block.
+
+    Blocks start with their document, so a packed document is cut as it would be alone. All tensors are integers.
+    """
+
+    block_size: int
+    causal: bool
+    packed: bool  # several documents stand in a row, so block c need not start at c * block_size
+    aligned: bool  # tile t has the queries from t * block_size on, and every query is in one
+    start: Tensor  # [B, Q] first query of a tile
+    rows: Tensor  # [B, Q] its queries; 0 where a row of the batch has fewer tiles than others
+    begun: Tensor  # [B, Q] queries of its block that earlier calls had
+    own: Tensor  # [B, Q] number of its block in the document
+    first: Tensor  # [B, Q] first key block of the document
+    total: Tensor  # [B, Q] key blocks of the document
+    key_start: Tensor  # [B, blocks] first key of a block
+    key_rows: Tensor  # [B, blocks] its keys
+
+    @property
+    def limit(self) -> Tensor:
+        """How many of the document's blocks, from the first on, a tile may see beside its own: [B, Q]."""
+        return self.own if self.causal else self.total
+
+    def take(self, chosen: Tensor) -> "Tiles":
+        """Only the tiles `chosen` (numbers or booleans over Q)."""
+        names = ("start", "rows", "begun", "own", "first", "total")
+        return replace(self, aligned=False, **{name: getattr(self, name)[:, chosen] for name in names})
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """For every tile and key/value head, the blocks of keys that it sees. No tensor has a side of T and a side of S."""
+
+    tiles: Tiles
+    index: Tensor  # [B, K, Q, N] key blocks, none twice; -1 is no entry
+    bias: Tensor | None = None  # [B, K, Q, N] is added to the logits of the block
+
+    @property
+    def counts(self) -> Tensor:
+        """Entries of every list, [B, K, Q]."""
+        return (self.index >= 0).sum(-1)
+
+
+def block_attention(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias over the blocks of the layout) v, by the backend that is fastest here.
+
+    query [B, H, T, D], key [B, K, S, D], value [B, K, S, Dv] -> [B, H, T, Dv]; 0 for a query that is in no tile.
+    """
+    return gathered(query, key, value, layout)
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> Tensor:
+    """The reference: the layout as a mask [B, K, T, S] over all pairs."""
+    kv_heads = key.shape[1]
+    mask = pair_mask(layout, query.shape[2], key.shape[2], query.dtype)
+    grouped = query.unflatten(1, (kv_heads, -1))
+    out = F.scaled_dot_product_attention(grouped, key[:, :, None], value[:, :, None], mask[:, :, None])
+    return out.flatten(1, 2) * _row_of(layout.tiles, query.shape[2]).ge(0)[:, None, :, None]
+
+
+def pair_mask(layout: BlockLayout, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """The layout as what is added to the logits, [B, K, T, S]: the bias of a pair's blocks, or the lowest number."""
+    tiles, low = layout.tiles, torch.finfo(dtype).min
+    index, blocks = layout.index, tiles.key_start.shape[1]
+    bias = index.new_zeros(index.shape, dtype=dtype) if layout.bias is None else layout.bias
+    pairs = bias.new_full((*index.shape[:3], blocks + 1), low)  # the last column takes what is no entry
+    pairs = pairs.scatter(3, index.masked_fill(index < 0, blocks), bias)
+    pairs[..., blocks] = low
+    tile, block, rows = _row_of(tiles, queries), _column_of(tiles, keys), len(index)
+    tile, block = (x.expand(max(len(x), rows), -1)[:, None].expand(-1, index.shape[1], -1) for x in (tile, block))
+    pairs = pairs.expand(len(tile), -1, -1, -1)
+    pairs = pairs.gather(2, tile.clamp(min=0)[..., None].expand(-1, -1, -1, blocks + 1))
+    pairs = pairs.gather(3, block[:, :, None].expand(-1, -1, queries, -1))
+    if tiles.causal:
+        later = _key_positions(tiles, keys)[:, None] > _positions(tiles, queries)[:, :, None]
+        pairs = pairs.masked_fill(later[:, None], low)
+    return pairs
+
+
+def _spread(tiles: Tiles, what: Tensor, start: Tensor, rows: Tensor, length: int, fill: int) -> Tensor:
+    """A number of every tile or block, `what` [B, Q, Z], laid out over its tokens: [B, length], `fill` elsewhere."""
+    step = torch.arange(tiles.block_size, device=start.device)
+    at = torch.where(step < rows[..., None], start[..., None] + step, length)
+    out = what.new_full((len(at), length + 1), fill)
+    return out.scatter(1, at.flatten(1), what.expand_as(at).flatten(1))[:, :length]
+
+
+def _row_of(tiles: Tiles, queries: int) -> Tensor:
+    """The tile of every query, [B, T]; -1 for none."""
+    number = torch.arange(tiles.start.shape[1], device=tiles.start.device)[None, :, None]
+    return _spread(tiles, number, tiles.start, tiles.rows, queries, -1)
+
+
+def _column_of(tiles: Tiles, keys: int) -> Tensor:
+    """The block of every key, [B, S]; the number of blocks where there is none."""
+    number = torch.arange(tiles.key_start.shape[1], device=tiles.start.device)[None, :, None]
+    return _spread(tiles, number, tiles.key_start, tiles.key_rows, keys, tiles.key_start.shape[1])
+
+
+def _positions(tiles: Tiles, queries: int) -> Tensor:
+    """Block and place of every query as one number, [B, T], which orders it among keys of its document."""
+    step = torch.arange(tiles.block_size, device=tiles.start.device)
+    place = ((tiles.first + tiles.own) * tiles.block_size + tiles.begun)[..., None] + step
+    return _spread(tiles, place, tiles.start, tiles.rows, queries, 0)
+
+
+def _key_positions(tiles: Tiles, keys: int) -> Tensor:
+    """Block and place of every key as one number, [B, S]."""
+    step = torch.arange(tiles.block_size, device=tiles.start.device)
+    place = torch.arange(tiles.key_start.shape[1], device=step.device)[:, None] * tiles.block_size + step
+    return _spread(tiles, place[None], tiles.key_start, tiles.key_rows, keys, 0)
+
+
+def gathered(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> Tensor:
+    """Every list's blocks side by side, tiles in the batch dimension: any device and dtype, with gradients."""
+    tiles, index = layout.tiles, layout.index
+    batch, kv_heads, size, count = len(query), key.shape[1], tiles.block_size, index.shape[2]
+    rows = 1 if query.shape[2] == 1 else size
+    index = index.expand(batch, kv_heads, -1, -1)
+    valid = index >= 0
+    place = torch.arange(size, device=index.device)
+    rows_of = (
+        tiles.key_rows.expand(batch, -1)[:, None, None].expand(-1, kv_heads, count, -1).gather(3, index.clamp(min=0))
+    )
+    seen = (valid[..., None] & (place < rows_of[..., None]))[:, :, :, None]  # [B, K, Q, 1, N, Z]
+    if tiles.causal:
+        row = tiles.begun[..., None] + place[:rows]  # [B, Q, R]
+        earlier = index != (tiles.first + tiles.own)[:, None, :, None]
+        seen = seen & (earlier[:, :, :, None, :, None] | (place <= row[:, None, :, :, None, None]))
+    bias = query.new_zeros(()) if layout.bias is None else layout.bias[:, :, :, None, :, None]
+    mask = torch.where(seen, bias, torch.finfo(query.dtype).min).flatten(4).flatten(0, 2)  # [B K Q, 1 or R, N Z]
+    flat = (index.clamp(min=0) + _offsets(batch, kv_heads, tiles.key_start.shape[1], index.device)).flatten()
+    keys, values = (blocks(x, tiles).flatten(0, 2).flatten(1) for x in (key, value))  # [B K blocks, Z D]
+    shape = (len(mask), 1, index.shape[3] * size, -1)
+    keys, values = (x.index_select(0, flat).view(shape) for x in (keys, values))
+    queries = query_tiles(query, tiles, rows).unflatten(1, (kv_heads, -1)).movedim(2, 3).flatten(0, 2)  # [.., G, R, D]
+    out = F.scaled_dot_product_attention(queries, keys, values, mask[:, None], enable_gqa=True)
+    out = out.unflatten(0, (batch, kv_heads, count)).movedim(3, 2).flatten(1, 2)  # [B, H, Q, R, Dv]
+    return _untile(out, tiles, query.shape[2])
+
+
+def _offsets(batch: int, heads: int, blocks: int, device: torch.device) -> Tensor:
+    """Number of the first block of every row and head among all: [B, K, 1, 1]."""
+    return (torch.arange(batch * heads, device=device) * blocks).view(batch, heads, 1, 1)
+
+
+def blocks(x: Tensor, tiles: Tiles) -> Tensor:
+    """Keys or values [B, K, S, D] -> [B, K, blocks, Z, D]; what is beyond a block's rows is some number."""
+    size = tiles.block_size
+    if not tiles.packed:
+        return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+    at = (tiles.key_start[0, :, None] + torch.arange(size, device=x.device)).clamp(max=x.shape[2] - 1)
+    return x.index_select(2, at.flatten()).unflatten(2, at.shape)
+
+
+def query_tiles(x: Tensor, tiles: Tiles, rows: int) -> Tensor:
+    """Queries [B, H, T, D] -> [B, H, Q, R, D]; what is beyond a tile's rows is some number."""
+    size = tiles.block_size
+    if tiles.aligned and rows == size:
+        return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+    at = (tiles.start[..., None] + torch.arange(rows, device=x.device)).clamp(max=x.shape[2] - 1)  # [B, Q, R]
+    if len(at) == 1:
+        return x.index_select(2, at.flatten()).unflatten(2, at.shape[1:])
+    wide = at.flatten(1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    return x.gather(2, wide).unflatten(2, at.shape[1:])
+
+
+def _untile(x: Tensor, tiles: Tiles, length: int) -> Tensor:
+    """[B, H, Q, R, Dv] -> [B, H, T, Dv]; 0 for a query that is in no tile."""
+    flat, rows = x.flatten(2, 3), x.shape[3]
+    if tiles.aligned and rows == tiles.block_size:
+        return flat[:, :, :length]
+    step = torch.arange(tiles.block_size, device=x.device)
+    number = torch.arange(x.shape[2], device=x.device)[:, None] * rows + step
+    at = _spread(tiles, number[None], tiles.start, tiles.rows, length, flat.shape[2])  # [B, T]
+    flat = F.pad(flat, (0, 0, 0, 1))
+    if len(at) == 1:
+        return flat.index_select(2, at[0])
+    return flat.gather(2, at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[4]))
