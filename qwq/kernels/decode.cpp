@@ -1,10 +1,11 @@
-// One decode step of a dense decoder (Llama, Qwen2, Qwen3) for a batch of rows, on CPU threads.
+// Decode steps of a dense decoder (Llama, Qwen2, Qwen3) for a batch of rows, on CPU threads: some tokens of every row
+// through some of the layers (`qwq_decode`), or a draft of several tokens by the first layers (`qwq_draft`).
 //
 // The weights are read once for all rows of the batch, in the form they have in memory: float32, or blocks of 32
 // quantised weights. Activations are float32, so that the result is the dequantised model's up to the order of
 // summation. The reference is qwq/model (tests/kernels compares them); decode.py fills the structs.
 //
-// Shapes: B batch, C hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocab_size.
+// Shapes: R rows, N new tokens of each, B = R N tokens in all, C hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocab_size.
 
 #include <cmath>
 #include <new>
@@ -23,18 +24,19 @@ struct Layer {
 };
 struct Model {
     const Layer* layers;
-    Matrix head;
-    const float *norm, *cos, *sin;  // cos, sin [positions, D / 2]
+    Matrix head, draft_head;
+    const float *embed, *norm, *cos, *sin;  // embed [V, C]; cos, sin [positions, D / 2]
     float eps;
     int32_t num_layers, hidden, intermediate, heads, kv_heads, head_dim, activation;
 };
 struct Batch {
-    float* x;                 // [B, C] embeddings of the tokens; overwritten
-    float* logits;            // [B, V]
+    int64_t* ids;             // [R, N]; a draft is given the first of each row and writes the others
+    float* states;            // [R, N, C]: before layer `first` (read unless that is 0), after layer `last` - 1 (written)
+    float* logits;            // [R, N, V], or null where nobody asks
     float *keys, *values;     // of the first layer's first row: [layers, rows, K, capacity, D]
-    const int32_t* lengths;   // [B] tokens that each row holds already
+    const int32_t* lengths;   // [R] tokens that each row holds already
     int64_t layer_stride, row_stride, head_stride;  // floats
-    int32_t size, threads;
+    int32_t rows, tokens, first, last, threads;
 };
 
 namespace {
@@ -89,35 +91,50 @@ void weighted_sum(const float* weights, const float* values, int64_t count, int 
     }
 }
 
-void attend(const Worker& me, const Model& m, const Layer& layer, const Batch& batch, int index, const float* q,
+// What the layers work on: `tokens` of each row that follow `before(row)` others; vectors x [B, C].
+struct Call {
+    const Batch& batch;
+    float* x;
+    int tokens, offset;
+
+    int size() const { return batch.rows * tokens; }
+    int before(int row) const { return batch.lengths[row] + offset; }
+};
+
+void attend(const Worker& me, const Model& m, const Layer& layer, const Call& call, int index, const float* q,
             const float* k, const float* v, const Shares& shares) {
     const int d = m.head_dim, each = m.heads / m.kv_heads;
     const float scale = 1.0f / std::sqrt((float)d);
     float *query = me.scratch, *scores = me.scratch + each * d;
-    for (int b = 0; b < batch.size; b++) {
-        const int length = batch.lengths[b];
+    for (int row = 0; row < call.batch.rows; row++) {
+        const int before = call.before(row), first_token = row * call.tokens;
         int64_t first, last;
-        me.share(length + 1, first, last);
-        const int count = last - first;
+        me.share(before + call.tokens, first, last);
         for (int g = 0; g < m.kv_heads; g++) {
-            const int64_t place = index * batch.layer_stride + b * batch.row_stride + g * batch.head_stride;
-            float *keys = batch.keys + place, *values = batch.values + place;
-            if (last == length + 1 && count) {  // the new token is in this worker's share
-                turn(m, layer.k_norm, length, k + ((int64_t)b * m.kv_heads + g) * d, keys + (int64_t)length * d);
-                std::copy_n(v + ((int64_t)b * m.kv_heads + g) * d, d, values + (int64_t)length * d);
+            const int64_t place =
+                index * call.batch.layer_stride + row * call.batch.row_stride + g * call.batch.head_stride;
+            float *keys = call.batch.keys + place, *values = call.batch.values + place;
+            for (int t = std::max<int>(first, before); t < last; t++) {  // the new tokens in this worker's share
+                const int64_t from = (first_token + t - before) * m.kv_heads + g;
+                turn(m, layer.k_norm, t, k + from * d, keys + (int64_t)t * d);
+                std::copy_n(v + from * d, d, values + (int64_t)t * d);
             }
-            for (int h = 0; h < each; h++)
-                turn(m, layer.q_norm, length, q + ((int64_t)b * m.heads + g * each + h) * d, query + h * d);
-            for (int64_t t = 0; t < count; t++)
+            for (int b = first_token; b < first_token + call.tokens; b++) {
+                const int position = before + b - first_token;
+                const int count = std::max<int64_t>(0, std::min<int64_t>(last, position + 1) - first);
                 for (int h = 0; h < each; h++)
-                    scores[h * count + t] = scale * dot(query + h * d, keys + (first + t) * d, d);
-            for (int h = 0; h < each; h++) {
-                float *mine = shares.at(me.index, b, g * each + h), *score = scores + (int64_t)h * count, total = 0;
-                const float top = count ? *std::max_element(score, score + count) : -INFINITY;
-                for (int t = 0; t < count; t++) score[t] = exp_fast(score[t] - top);
-                for (int t = 0; t < count; t++) total += score[t];
-                mine[0] = top, mine[1] = total;
-                weighted_sum(score, values + first * d, count, d, mine + 2);
+                    turn(m, layer.q_norm, position, q + ((int64_t)b * m.heads + g * each + h) * d, query + h * d);
+                for (int64_t t = 0; t < count; t++)
+                    for (int h = 0; h < each; h++)
+                        scores[h * count + t] = scale * dot(query + h * d, keys + (first + t) * d, d);
+                for (int h = 0; h < each; h++) {
+                    float *mine = shares.at(me.index, b, g * each + h), *score = scores + (int64_t)h * count, total = 0;
+                    const float top = count ? *std::max_element(score, score + count) : -INFINITY;
+                    for (int t = 0; t < count; t++) score[t] = exp_fast(score[t] - top);
+                    for (int t = 0; t < count; t++) total += score[t];
+                    mine[0] = top, mine[1] = total;
+                    weighted_sum(score, values + first * d, count, d, mine + 2);
+                }
             }
         }
     }
@@ -157,79 +174,142 @@ void activate(const Worker& me, const Model& m, int batch, float* gates, const f
     }
 }
 
-// Floats that a batch needs: shared by all workers, and of each worker's own.
+// Floats that `size` tokens at a time need: shared by all workers, and of each worker's own.
 struct Memory {
-    int64_t q, kv, mlp, shares, own, scratch;
+    int64_t x, q, kv, mlp, shares, scores, own, scratch;
 
-    Memory(const Model& m, const Batch& batch) {
+    Memory(const Model& m, const Batch& batch, int size) {
         const int64_t wide = std::max({m.hidden, m.intermediate, m.heads * m.head_dim});
-        const int longest = 1 + *std::max_element(batch.lengths, batch.lengths + batch.size);
-        q = (int64_t)batch.size * m.heads * m.head_dim;
-        kv = (int64_t)batch.size * m.kv_heads * m.head_dim;
-        mlp = (int64_t)batch.size * m.intermediate;
-        shares = (int64_t)batch.threads * batch.size * m.heads * (m.head_dim + 2);
-        own = batch.size * wide;
-        const int64_t prepared = batch.size * (wide + wide / BLOCK + 1);
+        const int longest = batch.tokens + *std::max_element(batch.lengths, batch.lengths + batch.rows);
+        x = (int64_t)size * m.hidden;
+        q = (int64_t)size * m.heads * m.head_dim;
+        kv = (int64_t)size * m.kv_heads * m.head_dim;
+        mlp = (int64_t)size * m.intermediate;
+        shares = (int64_t)batch.threads * size * m.heads * (m.head_dim + 2);
+        scores = (int64_t)size * m.head.rows;
+        own = size * wide;
+        const int64_t prepared = size * (wide + wide / BLOCK + 1);
         const int64_t attention = (m.heads / m.kv_heads) * (int64_t)(m.head_dim + longest);
         scratch = std::max(prepared, attention);
     }
-    int64_t shared() const { return q + 2 * kv + 2 * mlp + shares; }
+    int64_t shared() const { return x + q + 2 * kv + 2 * mlp + shares + scores; }
     int64_t total(int threads) const { return shared() + threads * (own + scratch); }
 };
 
-void run(const Model& m, const Batch& batch, const Memory& memory, float* all, Barrier& meeting, int index, int count) {
-    float *q = all, *k = q + memory.q, *v = k + memory.kv, *gate = v + memory.kv, *up = gate + memory.mlp;
-    const Shares shares{up + memory.mlp, m.heads, m.head_dim, batch.size};
-    float* own = all + memory.shared() + index * (memory.own + memory.scratch);
-    const Worker me{index, count, own + memory.own, meeting};
-    const int size = batch.size, width = m.heads * m.head_dim, kv_width = m.kv_heads * m.head_dim;
-    const Output residual{batch.x, m.hidden, true};
-    auto normalise = [&](const float* weight) {  // by every worker for itself: cheaper than to wait for one
+// One worker's way through the model.
+struct Run {
+    const Model& m;
+    const Memory& memory;
+    float *x, *q, *k, *v, *gate, *up, *shares, *scores, *own;  // x and scores: for who has no place of his own for them
+    Worker me;
+
+    Run(const Model& m, const Memory& memory, float* all, Barrier& meeting, int index, int count)
+        : m(m), memory(memory), x(all), q(x + memory.x), k(q + memory.q), v(k + memory.kv), gate(v + memory.kv),
+          up(gate + memory.mlp), shares(up + memory.mlp), scores(shares + memory.shares),
+          own(all + memory.shared() + index * (memory.own + memory.scratch)),
+          me{index, count, own + memory.own, meeting} {}
+
+    void normalise(const float* x, int size, const float* weight) const {  // by every worker: cheaper than to wait
         for (int b = 0; b < size; b++)
-            rms_norm(batch.x + (int64_t)b * m.hidden, weight, m.eps, m.hidden, own + (int64_t)b * m.hidden);
-    };
-    for (int index = 0; index < m.num_layers; index++) {
-        const Layer& layer = m.layers[index];
-        normalise(layer.input_norm);
-        product(me, layer.q, own, size, {q, width, false});
-        product(me, layer.k, own, size, {k, kv_width, false});
-        product(me, layer.v, own, size, {v, kv_width, false});
-        me.wait();
-        attend(me, m, layer, batch, index, q, k, v, shares);
-        me.wait();
-        join(m, count, shares, own);
-        product(me, layer.o, own, size, residual);
-        me.wait();
-        normalise(layer.post_norm);
-        product(me, layer.gate, own, size, {gate, m.intermediate, false});
-        product(me, layer.up, own, size, {up, m.intermediate, false});
-        activate(me, m, size, gate, up);
-        me.wait();
-        product(me, layer.down, gate, size, residual);
+            rms_norm(x + (int64_t)b * m.hidden, weight, m.eps, m.hidden, own + (int64_t)b * m.hidden);
+    }
+
+    // The tokens `stride` apart -> x [B, C]
+    void embed(const int64_t* ids, int stride, const Call& call) const {
+        if (me.index == 0)
+            for (int b = 0; b < call.size(); b++)
+                std::copy_n(m.embed + ids[b * stride] * m.hidden, m.hidden, call.x + (int64_t)b * m.hidden);
         me.wait();
     }
-    normalise(m.norm);
-    product(me, m.head, own, size, {batch.logits, m.head.rows, false});
-}
 
-}  // namespace
+    void layers(const Call& call) const {
+        const int size = call.size(), width = m.heads * m.head_dim, kv_width = m.kv_heads * m.head_dim;
+        const Output residual{call.x, m.hidden, true};
+        const Shares found{shares, m.heads, m.head_dim, size};
+        for (int index = call.batch.first; index < call.batch.last; index++) {
+            const Layer& layer = m.layers[index];
+            normalise(call.x, size, layer.input_norm);
+            product(me, layer.q, own, size, {q, width, false});
+            product(me, layer.k, own, size, {k, kv_width, false});
+            product(me, layer.v, own, size, {v, kv_width, false});
+            me.wait();
+            attend(me, m, layer, call, index, q, k, v, found);
+            me.wait();
+            join(m, me.count, found, own);
+            product(me, layer.o, own, size, residual);
+            me.wait();
+            normalise(call.x, size, layer.post_norm);
+            product(me, layer.gate, own, size, {gate, m.intermediate, false});
+            product(me, layer.up, own, size, {up, m.intermediate, false});
+            activate(me, m, size, gate, up);
+            me.wait();
+            product(me, layer.down, gate, size, residual);
+            me.wait();
+        }
+    }
 
-// One token for every row of the batch: fills `logits`, adds the token to the cache. Returns 0, or 1 without memory.
-extern "C" int qwq_decode(const Model* model, const Batch* batch) {
-    const Memory memory(*model, *batch);
+    void head(const Matrix& head, const Call& call, float* logits) const {
+        normalise(call.x, call.size(), m.norm);
+        product(me, head, own, call.size(), {logits, head.rows, false});
+    }
+
+    void decode(const Batch& batch) const {
+        const Call call{batch, batch.states, batch.tokens, 0};
+        if (batch.first == 0) embed(batch.ids, 1, call);
+        layers(call);
+        if (batch.logits) head(m.head, call, batch.logits);
+    }
+
+    void draft(const Batch& batch) const {
+        for (int step = 0; step < batch.tokens; step++) {
+            const Call call{batch, x, 1, step};
+            embed(batch.ids + step, batch.tokens, call);
+            layers(call);
+            if (step + 1 < batch.tokens) {
+                head(m.draft_head, call, scores);
+                me.wait();
+            }
+            if (me.index == 0)
+                for (int row = 0; row < batch.rows; row++) {
+                    const int64_t place = (int64_t)row * batch.tokens + step;
+                    std::copy_n(x + (int64_t)row * m.hidden, m.hidden, batch.states + place * m.hidden);
+                    const float* score = scores + (int64_t)row * m.draft_head.rows;
+                    if (step + 1 < batch.tokens)
+                        batch.ids[place + 1] = std::max_element(score, score + m.draft_head.rows) - score;
+                }
+        }
+    }
+};
+
+int start(const Model& model, const Batch& batch, int size, void (Run::*step)(const Batch&) const) {
+    const Memory memory(model, batch, size);
     static thread_local std::vector<float> kept;
     try {
-        kept.resize(std::max<size_t>(kept.size(), memory.total(batch->threads)));
+        kept.resize(std::max<size_t>(kept.size(), memory.total(batch.threads)));
     } catch (const std::bad_alloc&) {
         return 1;
     }
     float* all = kept.data();
     Barrier meeting;
 #ifdef _OPENMP
-#pragma omp parallel num_threads(batch->threads)
-    run(*model, *batch, memory, all, meeting, omp_get_thread_num(), omp_get_num_threads());
+#pragma omp parallel num_threads(batch.threads)
+    (Run(model, memory, all, meeting, omp_get_thread_num(), omp_get_num_threads()).*step)(batch);
 #else
-    run(*model, *batch, memory, all, meeting, 0, 1);
+    (Run(model, memory, all, meeting, 0, 1).*step)(batch);
 #endif
     return 0;
+}
+
+}  // namespace
+
+// `tokens` of every row through the layers [first, last), from their ids or from the states before `first`. Fills `states`
+// and, where wanted, `logits`; adds keys and values to the cache. Returns 0, or 1 without memory.
+extern "C" int qwq_decode(const Model* model, const Batch* batch) {
+    return start(*model, *batch, batch->rows * batch->tokens, &Run::decode);
+}
+
+// The first token of every row through the layers [0, last), then the most likely next one by `draft_head`, and so on:
+// fills `ids`, `states` and those layers' cache. Returns 0, or 1 without memory.
+extern "C" int qwq_draft(const Model* model, const Batch* batch) {
+    return start(*model, *batch, batch->rows, &Run::draft);
 }

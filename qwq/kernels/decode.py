@@ -1,4 +1,4 @@
-"""One token for each row of a batch in one C++ call (decode.cpp): float32 activations, float32 or quantised weights.
+"""Decoding a batch of rows in C++ (decode.cpp): float32 activations, float32 or quantised weights.
 
 Its reference is `qwq.model.Decoder`, whose parameters and rotary table it reads; the engine chooses it when a model is
 loaded. Weights that are quantised are kept so and read so, float32 weights are read where the model has them.
@@ -8,6 +8,7 @@ import ctypes
 import mmap
 from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qwq.kernels.compile import instructions, library
-from qwq.kernels.quantised import FORMATS, Quantised
+from qwq.kernels.quantised import BLOCK, FORMATS, Quantised
 
 _CODES = {format: code for code, format in enumerate(("F32", *FORMATS))}
 _ACTIVATIONS = {"silu": 0, "relu2": 1}
@@ -42,31 +43,32 @@ class _Model(Structure):
     _fields_ = [
         ("layers", POINTER(_Layer)),
         ("head", _Matrix),
-        ("norm", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
+        ("draft_head", _Matrix),
     ]
+    _fields_ += [(name, c_void_p) for name in ("embed", "norm", "cos", "sin")]
     _fields_ += [("eps", c_float)]
     _fields_ += [(n, c_int32) for n in "num_layers hidden intermediate heads kv_heads head_dim activation".split()]
 
 
 class _Batch(Structure):
-    _fields_ = [(name, c_void_p) for name in ("x", "logits", "keys", "values", "lengths")]
+    _fields_ = [(name, c_void_p) for name in ("ids", "states", "logits", "keys", "values", "lengths")]
     _fields_ += [(name, c_int64) for name in ("layer_stride", "row_stride", "head_stride")]
-    _fields_ += [("size", c_int32), ("threads", c_int32)]
+    _fields_ += [(name, c_int32) for name in ("rows", "tokens", "first", "last", "threads")]
 
 
 class FastDecode:
-    """ids [B, 1] and cache rows -> logits [B, V], as `Decoder(ids, cache=rows)` gives them.
+    """ids [B, N] and cache rows -> logits [B, N, V], as `Decoder(ids, cache=rows)` gives them; for small B and N.
 
-    `weight_bytes` is what one call reads of the weights, whatever B is.
+    With `draft` and `finish` the same in two parts, for self-speculative decoding (arXiv:2404.16710): the first layers
+    guess N tokens one by one, the others read them all at once. `weight_bytes` is what one call reads of the weights.
     """
 
-    def __init__(self, model: Any, quantised: Mapping[str, Quantised], function: Any):
-        self.function = function
+    def __init__(self, model: Any, quantised: Mapping[str, Quantised], compiled: Any):
+        self.compiled = compiled
         self.kept: list[Tensor] = []
         self.weight_bytes = 0
-        self.left = dict(model.named_parameters())
+        self.weights = dict(model.named_parameters())
+        self.left = dict(self.weights)
         self.quantised = quantised
         size = sum(-(-q.interleaved_bytes // 64) * 64 for q in quantised.values())
         self.arena, self.used = _huge(size), 0
@@ -78,10 +80,11 @@ class FastDecode:
                 setattr(layer, field, self._matrix(f"model.layers.{index}.{name}"))
             for field, name in _NORMS.items():
                 setattr(layer, field, self._pointer(self.left.pop(f"model.layers.{index}.{name}.weight", None)))
-        head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+        self.head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
         self.model = _Model(
             layers=layers,
-            head=self._matrix(head),
+            head=self._matrix(self.head),
+            embed=self._pointer(self.embed.weight),
             norm=self._pointer(self.left.pop("model.norm.weight")),
             eps=config.rms_norm_eps,
             num_layers=config.num_hidden_layers,
@@ -116,22 +119,57 @@ class FastDecode:
         return _Matrix(self._pointer(weight), self._pointer(bias), code, rows, columns)
 
     def __call__(self, ids: Tensor, rows: Any) -> Tensor:
-        """ids [B, 1]; `rows` is a `CacheRows` of B rows, and holds one token more a row afterwards. Logits [B, V]."""
-        cache, size = rows.cache, rows.stop - rows.start
+        """ids [B, N]; `rows` is a `CacheRows` of B rows, and holds N tokens more a row afterwards. Logits [B, N, V]."""
+        states = torch.empty(*ids.shape, self.model.hidden)
+        return self._logits(ids, states, rows, 0)
+
+    def draft(self, ids: Tensor, rows: Any, count: int, layers: int) -> tuple[Tensor, Tensor]:
+        """ids [B, 1] -> themselves and `count` likely next tokens, [B, count + 1]; the states of all after the first
+        `layers`, [B, count + 1, C]. The cache of those layers is written, and holds as many tokens as before.
+
+        A matrix of floats for the logits is read as 8-bit weights here: a guess need not be exact.
+        """
+        if not self.model.draft_head.rows:
+            self.model.draft_head = self._draft_head()
+        drafted = torch.empty(len(ids), count + 1, dtype=torch.long)
+        drafted[:, :1] = ids
+        states = torch.empty(*drafted.shape, self.model.hidden)
+        self._call(self.compiled.qwq_draft, drafted, states, None, rows, 0, layers)
+        return drafted, states
+
+    def finish(self, ids: Tensor, states: Tensor, rows: Any, layers: int) -> Tensor:
+        """What `draft` gave, through the layers from `layers` on: logits [B, N, V], and N tokens more a row."""
+        return self._logits(ids, states, rows, layers)
+
+    def _logits(self, ids: Tensor, states: Tensor, rows: Any, first: int) -> Tensor:
+        logits = torch.empty(*ids.shape, self.model.head.rows)
+        self._call(self.compiled.qwq_decode, ids.contiguous(), states, logits, rows, first, self.model.num_layers)
+        rows.end(ids.shape[1])
+        return logits
+
+    def _call(
+        self, function: Any, ids: Tensor, states: Tensor, logits: Tensor | None, rows: Any, first: int, last: int
+    ) -> None:
+        cache, (size, tokens) = rows.cache, ids.shape
         lengths = cache.lengths[rows.start : rows.stop]
-        cache.reserve(max(lengths) + 1)
+        cache.reserve(max(lengths) + tokens)
         keys, values = cache.keys[:, rows.start :], cache.values[:, rows.start :]
         self._angles(keys.shape[3])
-        with torch.no_grad():
-            x = self.embed(ids).contiguous()  # [B, 1, C]
-        logits, before = torch.empty(size, self.model.head.rows), torch.tensor(lengths, dtype=torch.int32)
-        pointers = (t.data_ptr() for t in (x, logits, keys, values, before))
-        batch = _Batch(*pointers, *keys.stride()[:3], size, torch.get_num_threads())
-        if self.function(ctypes.byref(self.model), ctypes.byref(batch)):
+        before = torch.tensor(lengths, dtype=torch.int32)
+        pointers = (None if t is None else t.data_ptr() for t in (ids, states, logits, keys, values, before))
+        batch = _Batch(*pointers, *keys.stride()[:3], size, tokens, first, last, torch.get_num_threads())
+        if function(ctypes.byref(self.model), ctypes.byref(batch)):
             raise MemoryError("no memory for a decode step")
-        for row in range(rows.start, rows.stop):
-            cache.lengths[row] += 1
-        return logits
+
+    def _draft_head(self) -> _Matrix:
+        """The head as 8-bit weights, where it is of floats and of whole blocks."""
+        head = self.model.head
+        if head.format != _CODES["F32"] or head.columns % BLOCK:
+            return head
+        matrix = Quantised.of(self.weights[f"{self.head}.weight"].detach())
+        weight = _huge(matrix.interleaved_bytes)
+        matrix.interleave(weight)
+        return _Matrix(self._pointer(weight), head.bias, _CODES[matrix.format], head.rows, head.columns)
 
     def _angles(self, positions: int) -> None:
         """cos and sin [positions, D / 2] for as many positions as the cache can hold now."""
@@ -161,11 +199,11 @@ def fast_decode(model: Any, quantised: Mapping[str, Quantised] | None = None) ->
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
         return None
-    if model.config.hidden_act not in _ACTIVATIONS or not model.config.is_llama:
+    config = replace(model.config, exit_layers=())  # where it may be left changes nothing in a model
+    if config.hidden_act not in _ACTIVATIONS or not config.is_llama:
         return None
     compiled = library(Path(__file__).with_name("decode.cpp"), instructions())
     if compiled is None:
         return None
-    compiled.qwq_decode.restype = ctypes.c_int
-    step = FastDecode(model, quantised or {}, compiled.qwq_decode)
+    step = FastDecode(model, quantised or {}, compiled)
     return None if step.left else step

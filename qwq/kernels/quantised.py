@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 GROUP = 16
+BLOCK = 32
 FORMATS = ("Q4_0", "Q4_1", "Q8_0")
 
 
@@ -15,6 +16,14 @@ class Quantised:
 
     format: str
     blocks: Tensor
+
+    @staticmethod
+    def of(matrix: Tensor) -> "Quantised":
+        """float32 [rows, columns] as Q8_0: the largest of a block becomes 127; columns are whole blocks."""
+        blocks = matrix.unflatten(1, (-1, BLOCK))
+        scales = blocks.abs().amax(-1, keepdim=True) / 127
+        numbers = (blocks / scales.clamp(min=1e-30)).round().to(torch.int8)
+        return Quantised("Q8_0", torch.cat((scales.half().view(torch.uint8), numbers.view(torch.uint8)), dim=-1))
 
     @property
     def _head(self) -> int:

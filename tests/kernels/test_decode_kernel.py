@@ -1,5 +1,6 @@
 """The C++ decode step against the plain torch decoder: every kind of config, every format of weights, rows of any length."""
 
+import copy
 import dataclasses
 import shutil
 from types import SimpleNamespace
@@ -79,23 +80,16 @@ def rows_of(model: Decoder, lengths: list[int], *, offset: int = 0) -> tuple[KVC
     return cache, torch.randint(model.config.vocab_size, (len(lengths), 1))
 
 
-def copy(cache: KVCache) -> KVCache:
-    other = object.__new__(KVCache)
-    other.shape, other.lengths = cache.shape, list(cache.lengths)
-    other.keys, other.values = cache.keys.clone(), cache.values.clone()
-    return other
-
-
 def check(model: Decoder, quantised: dict, lengths: list[int], steps: int = 3, *, offset: int = 0) -> None:
     """Several steps here and there: the same logits, the same cache, the same greedy tokens unless two nearly tie."""
     step = fast_decode(model, quantised)
     assert step is not None
     with torch.no_grad():
         theirs, ids = rows_of(model, lengths, offset=offset)
-        ours, rows = copy(theirs), (offset, offset + len(lengths))
+        ours, rows = copy.deepcopy(theirs), (offset, offset + len(lengths))
         for _ in range(steps):
             expected = model(ids, cache=theirs.rows(*rows))[:, -1]
-            got = step(ids, ours.rows(*rows))
+            got = step(ids, ours.rows(*rows))[:, -1]
             assert got.shape == expected.shape
             scale = expected.abs().max()
             assert (got - expected).abs().max() <= 1e-4 * scale
@@ -240,3 +234,51 @@ def test_a_second_process_finds_the_compiled_kernel(monkeypatch, tmp_path):
     assert second.one() == 2  # another source is another kernel
     assert len(list(made.parent.iterdir())) == 2
     kernels.library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("quantised_as", [None, "Q4_1"])
+@torch.no_grad()
+def test_several_tokens_of_every_row_at_once(quantised_as, isa):
+    model, quantised = build(CONFIGS["qwen3"], quantised_as)
+    step = fast_decode(model, quantised)
+    theirs, _ = rows_of(model, [1, 37, 5], offset=1)
+    ours, ids = copy.deepcopy(theirs), torch.randint(model.config.vocab_size, (3, 6))
+    expected = model(ids, cache=theirs.rows(1, 4))
+    got = step(ids, ours.rows(1, 4))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert ours.lengths == theirs.lengths == [0, 7, 43, 11]
+    torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["llama", "odd"])
+@pytest.mark.parametrize("threads", [1, 3])
+@torch.no_grad()
+def test_a_draft_is_the_first_layers_greedy_choice_and_the_rest_finishes_it(name, threads):
+    """Head of 70 columns: read as floats; of 96: as 8-bit weights, which may decide a near tie otherwise."""
+    model, _ = build(dataclasses.replace(CONFIGS[name], num_hidden_layers=3, exit_layers=(1,)))
+    step, before = fast_decode(model), torch.get_num_threads()
+    cache, ids = rows_of(model, [1, 37, 5])
+    start = copy.deepcopy(cache)
+    try:
+        torch.set_num_threads(threads)
+        drafted, states = step.draft(ids, cache.rows(0, 3), 4, 2)
+        assert cache.lengths == [1, 37, 5]
+        logits = step.finish(drafted, states, cache.rows(0, 3), 2)
+    finally:
+        torch.set_num_threads(before)
+    assert drafted.shape == (3, 5)
+    assert cache.lengths == [6, 42, 10]
+    exit_logits = model.lm_head(model.hidden(drafted, cache=copy.deepcopy(start).rows(0, 3), num_layers=2))
+    best, chosen = exit_logits.max(-1).values[:, :-1], exit_logits[:, :-1].gather(2, drafted[:, 1:, None])[..., 0]
+    assert float((best - chosen).max()) <= (0.05 if name == "llama" else 1e-4) * float(best.abs().max())
+    expected = model(drafted, cache=start.rows(0, 3))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(cache.keys, start.keys, rtol=1e-3, atol=1e-4)
+
+
+def test_eight_bit_weights_of_floats_are_near_them():
+    matrix = torch.randn(7, 64) * torch.tensor([0.02, 1.0, 1e4, 0.0, 1.0, 1.0, 1.0])[:, None]
+    back = Quantised.of(matrix).dequantise()
+    assert ((back - matrix).abs() <= matrix.abs().amax(1, keepdim=True) / 127 + 1e-7).all()
