@@ -1,31 +1,40 @@
 """Every token through its own experts: gated feed-forwards, stacked, none of whose tokens is dropped.
 
-Shapes: N tokens, C hidden_size, E experts, A experts of a token, S = N * A, I width of an expert.
+Shapes: N tokens, C hidden_size, E experts, A experts of a token, S = N * A pairs, I width of an expert.
 """
 
+import ctypes
 from collections.abc import Callable
+from ctypes import c_int32, c_void_p
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qwq.kernels.linear import available, weight_gradient
+from qwq.kernels.compile import instructions, library
 
 Activation = Callable[[Tensor], Tensor]
+_CODES = {"silu": 0, "relu2": 1, "relu": 2}  # what experts.cpp knows
 
 
 def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, act: Activation) -> Tensor:
     """Sum over a token's experts of weight * down(act(gate(x)) * up(x)): x [N, C] -> [N, C].
 
-    gate_up [E, 2 I, C] (gate first), down [E, C, I], weights [N, A] and expert numbers chosen [N, A].
+    gate_up [E, 2 I, C] (gate first), down [E, C, I], weights [N, A] and expert numbers chosen [N, A]. fp32 on a CPU
+    takes experts.cpp where it could be compiled; fp64 goes through `reference`, all else through torch's grouped product.
     """
-    if x.device.type == "cuda":
-        return _grouped(x, gate_up, down, weights, chosen, act)
-    return _Experts.apply(x, gate_up, down, weights, chosen, act)
+    name = getattr(act, "__name__", "")
+    kernel = _kernel() if x.device.type == "cpu" and x.dtype == torch.float32 and name in _CODES else None
+    if kernel is not None:
+        return _Experts.apply(x, gate_up, down, weights, chosen, _CODES[name])
+    form = reference if x.dtype == torch.float64 else grouped
+    return form(x, gate_up, down, weights, chosen, act)
 
 
 def reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, act: Activation) -> Tensor:
-    """The same expert by expert, in plain operations: what tests compare with."""
+    """Expert by expert, in plain operations: what tests compare with."""
     out = torch.zeros_like(x)
     for expert, (up_matrix, down_matrix) in enumerate(zip(gate_up.unbind(), down.unbind(), strict=True)):
         token, slot = (chosen == expert).nonzero(as_tuple=True)
@@ -34,69 +43,63 @@ def reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen:
     return out
 
 
-def sort(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The S pairs of token and expert in the order of the experts [S], and how many each expert has [E]."""
-    flat = chosen.flatten()
-    return flat.argsort(stable=True), flat.bincount(minlength=num_experts)
-
-
-def _grouped(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, act: Activation) -> Tensor:
-    """On a GPU: torch's grouped product, in the precision of autocast."""
-    order, counts = sort(chosen, len(gate_up))
-    ends = counts.cumsum(0, dtype=torch.int32)
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+def grouped(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, act: Activation) -> Tensor:
+    """Tokens sorted by expert, then torch's grouped product, in the precision of autocast where that is on."""
+    flat, device = chosen.flatten(), x.device.type
+    order = flat.argsort(stable=True)
+    ends = flat.bincount(minlength=len(gate_up)).cumsum(0, dtype=torch.int32)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     rows = x.to(dtype)[order // chosen.shape[1]]
     gate, up = F.grouped_mm(rows, gate_up.to(dtype).transpose(1, 2), offs=ends).chunk(2, dim=-1)
     out = F.grouped_mm(act(gate) * up, down.to(dtype).transpose(1, 2), offs=ends)
     out = out * weights.flatten()[order, None]
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     return out[back].view(*chosen.shape, -1).sum(1).to(x.dtype)
 
 
-def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    return torch.ops.qwq.product(x, matrix) if available(x) else F.linear(x, matrix)
+class _Call(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in "x gate_up down weights chosen starts token place hidden out".split()]
+    _fields_ += [(name, c_void_p) for name in "grad grad_x grad_gate_up grad_down grad_weights".split()]
+    _fields_ += [(name, c_int32) for name in "tokens each experts size inner activation threads".split()]
+
+
+def _kernel() -> Any:
+    """The C++ function; None without a compiler, or on a processor whose vectors are too short for it to pay."""
+    isa = instructions()
+    compiled = library(Path(__file__).with_name("experts.cpp"), isa) if isa != "generic" else None
+    return None if compiled is None else compiled.qwq_experts
+
+
+def _run(activation: int, **tensors: Tensor) -> None:
+    x, gate_up, chosen = tensors["x"], tensors["gate_up"], tensors["chosen"]
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    sizes = (*chosen.shape, len(gate_up), x.shape[1], gate_up.shape[1] // 2)
+    call = _Call(**pointers)
+    call.tokens, call.each, call.experts, call.size, call.inner = sizes
+    call.activation, call.threads = activation, torch.get_num_threads()
+    if _kernel()(ctypes.byref(call)):
+        raise MemoryError("no memory for the experts of this batch; lower micro_batch_size")
 
 
 class _Experts(torch.autograd.Function):
-    """Expert by expert, so that what is between its two products stays in the cache; the gradient is written out."""
-
     @staticmethod
-    def forward(ctx, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, act: Activation):
-        order, found = sort(chosen, len(gate_up))
-        token, weight, counts = order // chosen.shape[1], weights.flatten()[order], found.tolist()
-        hidden: list[Tensor] = []
-        out = torch.zeros_like(x)
-        for expert, (rows, w) in enumerate(zip(token.split(counts), weight.split(counts), strict=True)):
-            if len(rows):
-                hidden.append(_product(x[rows], gate_up[expert]))
-                gate, up = hidden[-1].chunk(2, dim=-1)
-                out.index_add_(0, rows, _product(act(gate) * up * w[:, None], down[expert]))
-        ctx.act, ctx.counts = act, counts
-        ctx.save_for_backward(x, gate_up, down, weight, order, token, *hidden)
+    def forward(ctx, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, activation: int):
+        given = {"x": x, "gate_up": gate_up, "down": down, "weights": weights, "chosen": chosen}
+        given = {name: tensor.detach().contiguous() for name, tensor in given.items()}
+        pairs, empty = chosen.numel(), torch.empty
+        order = [empty(size, dtype=torch.int32) for size in (len(gate_up) + 1, pairs, pairs)]
+        given |= dict(zip(("starts", "token", "place"), order, strict=True))
+        if any(ctx.needs_input_grad):
+            given["hidden"] = x.new_empty(pairs, gate_up.shape[1])
+        out = torch.empty_like(given["x"])
+        _run(activation, **given, out=out)
+        ctx.activation, ctx.names = activation, list(given)
+        ctx.save_for_backward(*given.values())
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, gate_up, down, weight, order, token, *hidden = ctx.saved_tensors
-        grad_x, grad_gate_up, grad_down = torch.zeros_like(x), torch.empty_like(gate_up), torch.empty_like(down)
-        grad_weight: list[Tensor] = []
-        left = iter(hidden)
-        for expert, (rows, w) in enumerate(zip(token.split(ctx.counts), weight.split(ctx.counts), strict=True)):
-            if not len(rows):
-                grad_gate_up[expert].zero_()
-                grad_down[expert].zero_()
-                continue
-            with torch.enable_grad():
-                both = next(left).detach().requires_grad_()
-                gate, up = both.chunk(2, dim=-1)
-                inner = ctx.act(gate) * up
-            g = grad[rows]
-            grad_inner = _product(g, down[expert].t())
-            value = inner.detach()
-            grad_weight.append((grad_inner * value).sum(-1))
-            (grad_both,) = torch.autograd.grad(inner, both, grad_inner * w[:, None])
-            grad_down[expert] = weight_gradient(g, value * w[:, None])
-            grad_gate_up[expert] = weight_gradient(grad_both, x[rows])
-            grad_x.index_add_(0, rows, _product(grad_both, gate_up[expert].t()))
-        by_slot = torch.empty_like(weight).scatter_(0, order, torch.cat(grad_weight))
-        return grad_x, grad_gate_up, grad_down, by_slot.view(len(x), -1), None, None
+        given = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        of = [torch.empty_like(given[name]) for name in ("x", "gate_up", "down", "weights")]
+        _run(ctx.activation, **given, grad=grad.contiguous(), grad_x=of[0], grad_gate_up=of[1], grad_down=of[2], grad_weights=of[3])  # fmt: skip
+        return *of, None, None
