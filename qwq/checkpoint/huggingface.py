@@ -1,6 +1,7 @@
 """Hugging Face folders: config.json and safetensors, whole or sharded, in and out."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from qwq.model import build as assemble
 
 INDEX = "model.safetensors.index.json"
 
+# Files hold experts one by one, memory holds them stacked: (name in Qwen's files, in Mixtral's) -> stacked parameter.
+_PARTS = {("gate_proj", "w1"): "gate_up_proj", ("up_proj", "w3"): "gate_up_proj", ("down_proj", "w2"): "down_proj"}
+_EXPERT = re.compile(r"(.+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
+_STACKED = re.compile(r"(.+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+
 
 def build(
     config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None, where: Path
@@ -29,7 +35,7 @@ def build(
         model = assemble(config)
     expected = dict(model.named_parameters(remove_duplicate=True))
     state: dict[str, Tensor] = {}
-    for name, tensor in tensors:
+    for name, tensor in _stack(config, tensors, where):
         if (name == "lm_head.weight" and config.tie_word_embeddings) or name.endswith("rotary_emb.inv_freq"):
             continue
         if name not in expected:
@@ -48,6 +54,43 @@ def build(
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _stack(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], where: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file with the experts of a layer as one; each is made when the last of its parts has come."""
+    order = {name: (stacked, i) for i, (names, stacked) in enumerate(_PARTS.items()) for name in names}
+    size, inner, experts = config.hidden_size, config.moe_intermediate_size, config.num_experts
+    found: dict[str, dict[tuple[int, int], Tensor]] = {}
+    for name, tensor in tensors:
+        match = _EXPERT.fullmatch(name)
+        if match is None or match[3] not in order or int(match[2]) >= experts:
+            yield name.replace(".block_sparse_moe.gate.", ".mlp.gate."), tensor
+            continue
+        stacked, part = order[match[3]]
+        shape = (size, inner) if stacked == "down_proj" else (inner, size)
+        if tensor.shape != shape:
+            raise QwqError(f"{where}: {name} has shape {list(tensor.shape)}, and the config says {list(shape)}")
+        target = f"{match[1]}.mlp.experts.{stacked}"
+        parts = found.setdefault(target, {})
+        parts[int(match[2]), part] = tensor
+        if len(parts) == experts * (1 if stacked == "down_proj" else 2):
+            del found[target]
+            yield target, torch.cat([parts[key] for key in sorted(parts)]).unflatten(0, (experts, -1))
+    for target, parts in found.items():
+        raise QwqError(f"{where}: {target} has only {len(parts)} of its {experts} experts' tensors")
+
+
+def _split(name: str, tensor: Tensor, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """The inverse of `_stack`, under the names of that model_type's files."""
+    match, mixtral = _STACKED.fullmatch(name), kind == "mixtral"
+    if match is None:
+        yield name.replace(".mlp.gate.", ".block_sparse_moe.gate.") if mixtral else name, tensor
+        return
+    names = [pair[mixtral] for pair, stacked in _PARTS.items() if stacked == match[2]]
+    folder = f"{match[1]}.{'block_sparse_moe' if mixtral else 'mlp'}.experts"
+    for expert, matrix in enumerate(tensor):
+        for part, piece in zip(names, matrix.chunk(len(names)), strict=True):
+            yield f"{folder}.{expert}.{part}.weight", piece
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -81,11 +124,12 @@ def write(model: Assembly, folder: Path, *, generation: dict, max_shard_bytes: i
 
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
-    for name, tensor in model.named_parameters(remove_duplicate=True):
+    named = model.named_parameters(remove_duplicate=True)
+    for name, tensor in (part for n, t in named for part in _split(n, t.detach(), config["model_type"])):
         if size + tensor.nbytes > max_shard_bytes and shards[-1]:
             shards.append({})
             size = 0
-        shards[-1][name] = tensor.detach().contiguous()
+        shards[-1][name] = tensor.contiguous()
         size += tensor.nbytes
         total += tensor.nbytes
     if len(shards) == 1:

@@ -23,7 +23,7 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
     """Sum over a token's experts of weight * down(act(gate(x)) * up(x)): x [N, C] -> [N, C].
 
     gate_up [E, 2 I, C] (gate first), down [E, C, I], weights [N, A] and expert numbers chosen [N, A]. fp32 on a CPU
-    takes experts.cpp where it could be compiled; fp64 goes through `reference`, all else through torch's grouped product.
+    takes experts.cpp where it could be compiled, fp64 `reference`, all else torch's grouped product.
     """
     name = getattr(act, "__name__", "")
     kernel = _kernel() if x.device.type == "cpu" and x.dtype == torch.float32 and name in _CODES else None
@@ -100,6 +100,7 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         given = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        of = [torch.empty_like(given[name]) for name in ("x", "gate_up", "down", "weights")]
-        _run(ctx.activation, **given, grad=grad.contiguous(), grad_x=of[0], grad_gate_up=of[1], grad_down=of[2], grad_weights=of[3])  # fmt: skip
-        return *of, None, None
+        names = ("x", "gate_up", "down", "weights")
+        gradients = {f"grad_{name}": torch.empty_like(given[name]) for name in names}
+        _run(ctx.activation, **given, grad=grad.contiguous(), **gradients)
+        return *gradients.values(), None, None

@@ -124,7 +124,7 @@ def edit(path, **changes):
         (lambda f: edit(f / "config.json", architectures=["MambaForCausalLM"], model_type="mamba"), "MambaForCausalLM"),
         (lambda f: edit(f / "config.json", use_sliding_window=True), "use_sliding_window"),
         (lambda f: edit(f / "config.json", quantization_config={"bits": 4}), "quantization_config"),
-        (lambda f: edit(f / "config.json", hidden_act="gelu"), "gelu"),
+        (lambda f: edit(f / "config.json", hidden_act="gelu_new"), "gelu_new"),
         (lambda f: edit(f / "config.json", hidden_size=128), r"has shape \[.*the config says"),
         (lambda f: edit(f / "config.json", num_hidden_layers=3), "layers.2.*is missing"),
         (lambda f: edit(f / "config.json", num_hidden_layers=1), "layers.1.*no place"),
