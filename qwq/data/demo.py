@@ -57,6 +57,9 @@ class PackageSource(Source):
         """The package's file, fetched if need be."""
         return fetch(self.package)
 
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.package.sha256}"
+
 
 class Wikipedia(PackageSource):
     """English Wikipedia pages of 2016 (gensim's test data), and chats that ask for the first paragraph of one."""
@@ -186,6 +189,9 @@ class StandardLibrary(Source):
     # Tests, tables, and what the newest Pythons no longer have: so the corpus depends less on the interpreter.
     LEFT_OUT = SKIPPED_FOLDERS | {"test", "tests", "pydoc_data", "encodings", "distutils", "lib2to3", "idlelib"}
     QUESTIONS = ("What does `{}` do in Python?", "Explain `{}`.", "How do I use `{}`?")
+
+    def fingerprint(self) -> str:
+        return f"{self.name} {sys.version} {sysconfig.get_path('stdlib')}"
 
     def documents(self, set_aside: SetAside) -> Iterator[Document]:
         root = Path(sysconfig.get_path("stdlib"))

@@ -1,21 +1,27 @@
 """The one document format, a JSON object a line, compressed with Zstandard; reading and writing of it."""
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import zstandard
 
 from qwq.errors import QwqError
 
 MAX_LINE = 64 << 20  # bytes: a longer line is damage or an attack, never a document
+BOMB = 256 << 20  # bytes: from here on,
+BOMB_RATIO = 200  # a file that expands to so many times its size is refused; text expands three- to tenfold
 SHARD_BYTES = 64 << 20  # of JSON in one documents file
 Message = dict[str, str]
+_OPEN: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclass(slots=True)
@@ -25,7 +31,7 @@ class Document:
     text: str
     source: str
     license: str = "unknown"
-    language: str = ""  # "en" | "zh" | "code" | "other"; "" until `clean.identify` has seen it
+    language: str = ""  # "en", "zh" ... | "code" | "other"; "" until `language.Identify` has seen it
     kind: str = "text"  # "web" | "book" | "news" | "dialogue" | "code" | "text" ...
     meta: dict = field(default_factory=dict)
     messages: list[Message] | None = None
@@ -68,64 +74,85 @@ def hash_of(text: str) -> str:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in pieces, decompressed by its suffix (.gz, .zst). `QwqError` names a damaged file."""
+    """The bytes of a file in pieces, decompressed by its suffix (.gz .bz2 .xz .zst). `QwqError` names a damaged one."""
+    limit, given = BOMB_RATIO * path.stat().st_size, 0
     try:
         if path.suffix == ".zst":
-            yield from _zstd_chunks(path)
-            return
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                yield piece
-    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+            pieces = _zstd_chunks(path)
+        else:
+            pieces = _file_chunks(_OPEN.get(path.suffix, open)(path, "rb"))
+        for piece in pieces:
+            given += len(piece)
+            if given > max(BOMB, limit):
+                raise QwqError(f"{path} expands to more than {BOMB_RATIO} times its size: an archive bomb, not text")
+            yield piece
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
         reason = "truncated" if isinstance(error, EOFError) else f"damaged ({error})"
         raise QwqError(f"{path} is {reason}; copy it again") from None
     except OSError as error:
         raise QwqError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def _file_chunks(opened: BinaryIO) -> Iterator[bytes]:
+    with opened as file:
+        while piece := file.read(1 << 20):
+            yield piece
+
+
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
     """As `chunks`, over `decompressobj`: zstandard's stream reader takes a truncated frame for a whole one."""
     with open(path, "rb") as file:
-        piece = file.read(1 << 18)
+        piece = file.read(1 << 11)  # small: each can hold 64 MB
         while piece:
             frame = zstandard.ZstdDecompressor().decompressobj()
             while piece:
                 if data := frame.decompress(piece):
                     yield data
-                piece = frame.unused_data or file.read(1 << 18)
+                piece = frame.unused_data or file.read(1 << 11)
                 if frame.eof:
                     break
             if not frame.eof:
                 raise EOFError
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that is possibly compressed, in constant memory."""
-    held = b""
+def lines(path: Path) -> Iterator[bytes | None]:
+    """The lines of a file that is possibly compressed, in constant memory: one above MAX_LINE comes as None."""
+    held: list[bytes] = []  # of the line that has not ended
+    size = 0
     for piece in chunks(path):
-        *whole, held = (held + piece).split(b"\n")
-        yield from whole
-        if len(held) > MAX_LINE:
-            raise QwqError(f"{path} has a line of more than {MAX_LINE >> 20} MiB; split it, or it is not JSON lines")
-    if held:
-        yield held
+        ended = piece.split(b"\n")
+        for part in ended[:-1]:
+            yield b"".join([*held, part]) if size + len(part) <= MAX_LINE else None
+            held, size = [], 0
+        size += len(ended[-1])
+        held = [*held, ended[-1]] if size <= MAX_LINE else []
+    if size:
+        yield b"".join(held) if size <= MAX_LINE else None
 
 
-def read_jsonl(path: Path, on_bad: Callable[[int, str], None] | None = None) -> Iterator[Document]:
-    """Documents of one .jsonl(.gz|.zst) file. A bad line goes to `on_bad(number, reason)`; without it, it raises."""
+def json_rows(path: Path, on_bad: Callable[[int, str], None] | None = None) -> Iterator[tuple[int, object]]:
+    """(line number, value) of JSON lines. A bad line goes to `on_bad(number, reason)`; without it, it raises."""
     for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
         try:
-            document = Document.from_json(json.loads(line), source=path.name.split(".")[0])
+            if line is None:
+                raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
+            if line.strip():
+                yield number, json.loads(line)
         except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-            reason = (
-                f"not JSON ({error})" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else str(error)
-            )
+            coded = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            reason = f"not JSON ({error})" if coded else str(error)
             if on_bad is None:
                 raise QwqError(f"{path}, line {number}: {reason}") from None
             on_bad(number, reason)
-            continue
+
+
+def read_jsonl(path: Path) -> Iterator[Document]:
+    """Documents of one .jsonl(.gz|.zst) file. `QwqError` names the first bad line."""
+    for number, row in json_rows(path):
+        try:
+            document = Document.from_json(row, source=path.name.split(".")[0])
+        except ValueError as error:
+            raise QwqError(f"{path}, line {number}: {error}") from None
         yield document
 
 

@@ -1,13 +1,16 @@
 """`qwq data build`: sources through the stages, in order and counted, to documents, held-out ones and report.json.
 
-Documents stream: beside one document, memory holds hashes (of documents, paragraphs and the n-grams of what must not be
-trained on). A stage is a callable that changes the document or returns the reason why it goes.
+Two passes. What looks at one document at a time runs on pieces of the input, on any number of cores or machines
+(`pipeline_parts`). What compares documents with each other then runs over the pieces in their order. Documents stream:
+beside one document, memory holds hashes (of documents, paragraphs and the n-grams of what must not be trained on).
+A stage is a callable that changes the document or returns the reason why it goes.
 """
 
 import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,11 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qwq.checkpoint.files import new_folder
-from qwq.data import clean
-from qwq.data.decontaminate import Decontaminate, NgramIndex, index_folder, index_wheel
-from qwq.data.dedup import ExactDedup, ParagraphDedup
+from qwq.data.decontaminate import NgramIndex, index_folder, index_wheel
+from qwq.data.dedup import ExactDedup, NearDedup, ParagraphDedup
 from qwq.data.demo import OTHER_BENCHMARKS, PackageSource, WritingBench
-from qwq.data.documents import Document, DocumentWriter, read_documents
+from qwq.data.documents import Document, DocumentWriter, read_documents, read_jsonl
+from qwq.data.language import lid_model
+from qwq.data.pipeline_parts import Funnel, Settings, Stage, key_of, make_pieces, new_count, tallied
 from qwq.data.sources import SetAside, Source, open_sources
 from qwq.errors import QwqError, UsageError
 
@@ -29,30 +33,6 @@ HELDOUT_BYTES = 300_000  # at most, a language; half of it from one source, a fi
 HELDOUT_AFTER = 20  # documents that are kept first, so that a tiny corpus trains on all it has
 HELDOUT_SHARED = 0.05  # a training document with this share of its n-grams, or with
 HELDOUT_RUN = 60  # this many of them, in the held-out documents is dropped
-EXAMPLES = 3  # kept in the report for each reason
-Stage = Callable[[Document], str | None]
-
-
-class Funnel:
-    """Runs documents through stages and counts what each took in, let out and dropped, with a few examples."""
-
-    def __init__(self, stages: dict[str, Stage]) -> None:
-        self.stages = stages
-        self.counts: dict[str, dict] = {name: {"in": 0, "out": 0, "dropped": {}, "examples": {}} for name in stages}
-
-    def __call__(self, document: Document) -> bool:
-        """Whether the document came through."""
-        for name, stage in self.stages.items():
-            count = self.counts[name]
-            count["in"] += 1
-            if (reason := stage(document)) is not None:
-                count["dropped"][reason] = count["dropped"].get(reason, 0) + 1
-                examples = count["examples"].setdefault(reason, [])
-                if len(examples) < EXAMPLES:
-                    examples.append({"source": document.source, "meta": document.meta, "text": document.text[:160]})
-                return False
-            count["out"] += 1
-        return True
 
 
 def build(
@@ -60,14 +40,18 @@ def build(
     out: Path | str,
     *,
     evaluation_dir: Path | str | None = None,
+    workers: int | None = None,
+    executor: str = "process",
     progress: bool = True,
 ) -> dict:
     """Build a corpus and return its report.
 
-    sources: names (`demo`, `chinese-poetry`) or paths; none means `demo`. out: a new folder, or one that an earlier
-    build wrote, which is replaced as a whole at the end. evaluation_dir: evaluation sets to stay clear of (default
-    QWQ_DATA_DIR). Writes documents/*.jsonl.zst, heldout/{en,zh,code}.jsonl.zst, duplicates.jsonl, report.json.
-    `QwqError` when nothing is left; `UsageError` for a source that is not known or a folder with other things in it.
+    sources: names (`demo`, `chinese-poetry`, `hf:org/name`) or paths; none means `demo`. out: a new folder, or one that
+    an earlier build wrote, which is replaced as a whole at the end. evaluation_dir: evaluation sets to stay clear of
+    (default QWQ_DATA_DIR). workers: processes (default: one a core). executor: see `make_pieces`; the result is the
+    same to the byte. Writes documents/*.jsonl.zst, heldout/{en,zh,code}.jsonl.zst, duplicates.jsonl, report.json. A
+    build that was stopped leaves its pieces in .OUT.pieces, and the same call goes on from them. `QwqError` when
+    nothing is left; `UsageError` for a source that is not known or a folder with other things in it.
     """
     out = Path(out)
     if out.exists() and not (out / "report.json").is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -82,27 +66,69 @@ def build(
             console.print(f"set aside {file}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
     available = _prepared(opened, set_aside)
-    index = _evaluation_index(available, evaluation_dir, report["decontamination"], set_aside)
+    settings = Settings(_evaluation_index(available, evaluation_dir, report["decontamination"], set_aside))
+    settings.lid, report["language_note"] = lid_model()
+    folder = out.with_name(f".{out.name}.pieces")
+    try:
+        pieces = _pieces(available, settings, folder, executor, workers, console if progress else None)
+        _join(folder, list(pieces), out, report, set_aside)
+    except KeyboardInterrupt:
+        raise QwqError(f"stopped; what is done is kept in {folder}, and the same command goes on from it") from None
+    shutil.rmtree(folder)
+    return report
+
+
+def _pieces(
+    sources: list[Source], settings: Settings, folder: Path, executor: str, workers: int | None, console: Console | None
+) -> dict[str, Source]:
+    """The pieces of all sources by key, in order, each of them made; behind a progress bar with rate and time left."""
+    fingerprint = settings.fingerprint()
+    pieces = {key_of(piece, fingerprint): piece for source in sources for piece in source.pieces()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QwqError(f"cannot write {folder}: {error.strerror or error}") from None
+    columns = [TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console, disable=console is None) as bar:
+        task = bar.add_task("", total=sum(p.size for k, p in pieces.items() if not (folder / f"{k}.json").is_file()))
+        make_pieces(pieces, settings, folder, executor, workers, lambda size: bar.advance(task, size))
+    return pieces
+
+
+def _documents(pieces: Path, keys: list[str], report: dict, funnel: Funnel, set_aside: SetAside) -> Iterator[Document]:
+    """The documents of all pieces; on the way, the counts of their first stages."""
+    for key in keys:
+        summary = json.loads((pieces / f"{key}.json").read_text(encoding="utf-8"))
+        funnel.add(summary["stages"])
+        for file, reason in summary["set_aside"]:
+            set_aside(file, reason)
+        for name, count in summary["sources"].items():
+            total = report["sources"].setdefault(name, new_count(count["license"]))
+            for number in ("read", "bytes_read"):
+                total[number] += count[number]
+        if summary["documents"]:
+            yield from read_jsonl(pieces / f"{key}.jsonl.zst")
+
+
+def _join(pieces: Path, keys: list[str], out: Path, report: dict, set_aside: SetAside) -> None:
+    """The stages that compare documents with each other, over all pieces in order, into the folder `out`."""
     with new_folder(out) as folder, ExitStack() as stack:
         duplicates = stack.enter_context(open(folder / "duplicates.jsonl", "w", encoding="utf-8"))
 
-        def matched(document: Document, kept: str) -> None:
-            duplicates.write(json.dumps({"dropped": document.hash, "kept": kept, "source": document.source}) + "\n")
+        def matched(document: Document, kept: str, similarity: float = 1.0) -> None:
+            record = {"dropped": document.hash, "kept": kept, "source": document.source, "similarity": similarity}
+            duplicates.write(json.dumps(record) + "\n")
 
-        decontaminate, paragraphs = Decontaminate(index), ParagraphDedup()
-        funnel = Funnel(
-            {
-                "clean": clean.clean,
-                "language": clean.identify,
-                "quality": clean.quality,
-                "exact_dedup": ExactDedup(matched),
-                "paragraph_dedup": paragraphs,
-                "decontamination": decontaminate,
-            }
-        )
+        first, paragraphs, near = Funnel({}), ParagraphDedup(), NearDedup(matched)
+        stages: dict[str, Stage] = {
+            "exact_dedup": ExactDedup(matched),
+            "near_dedup": near,
+            "paragraph_dedup": paragraphs,
+        }
+        funnel = Funnel(stages)
         heldout = HeldOut(folder / "heldout")
         with DocumentWriter(folder / "first-pass.jsonl.zst", level=1) as kept:
-            for document in _read(available, report["sources"], set_aside, console, progress):
+            for document in _documents(pieces, keys, report, first, set_aside):
                 if funnel(document) and (kept.count < HELDOUT_AFTER or not heldout.takes(document)):
                     kept.write(document)
         heldout.close()
@@ -112,17 +138,19 @@ def build(
                 if second(document):
                     writer.write(document)
                     _count(report, document)
+        report["stages"] = first.counts | funnel.counts | second.counts
         if not writer.count:
-            raise QwqError(_empty(report, funnel.counts))
+            shutil.rmtree(pieces)
+            raise QwqError(_empty(report, report["stages"]))
         (folder / "first-pass.jsonl.zst").unlink()
-        report["stages"] = funnel.counts | second.counts
         removed = {"removed_paragraphs": paragraphs.removed_paragraphs, "removed_bytes": paragraphs.removed_bytes}
         report["stages"]["paragraph_dedup"] |= removed
-        report["decontamination"]["dropped"] = decontaminate.hits
+        pairs = [{"dropped": a, "kept": b, "documents": n} for (a, b), n in sorted(near.pairs.items())]
+        report["stages"]["near_dedup"]["pairs"] = pairs
+        report["decontamination"]["dropped"] = dict(tallied(first.counts, "decontamination"))
         report["heldout"] = heldout.counts()
         report["documents"], report["bytes"] = writer.count, writer.bytes
         (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return report
 
 
 def _prepared(sources: list[Source], set_aside: SetAside) -> list[Source]:
@@ -167,43 +195,9 @@ def _evaluation_index(
     return index
 
 
-def _read(
-    sources: list[Source], report: dict, set_aside: SetAside, console: Console, progress: bool
-) -> Iterator[Document]:
-    """All documents of all sources, counted, behind a progress bar with rate and remaining time."""
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=console, disable=not progress) as bar:
-        task = bar.add_task("reading", total=sum(source.size for source in sources) or None)
-        done = 0
-        for source in sources:
-            bar.update(task, description=source.name)
-            try:
-                for document in source.documents(set_aside):
-                    size = len(document.text.encode("utf-8", "replace"))
-                    size = size or sum(len(m["content"]) for m in document.messages or ())
-                    count = report.setdefault(document.source, _new_count(document.license))
-                    count["read"] += 1
-                    count["bytes_read"] += size
-                    done += size
-                    bar.update(task, completed=done)
-                    yield document
-            except QwqError as error:
-                set_aside(source.name, str(error))
-
-
-def _new_count(license: str) -> dict:
-    return {"license": license, "read": 0, "kept": 0, "bytes_read": 0, "bytes": 0}
-
-
 def _count(report: dict, document: Document) -> None:
     size = len(document.text.encode())
-    source = report["sources"].setdefault(document.source, _new_count(document.license))
+    source = report["sources"].setdefault(document.source, new_count(document.license))
     for count in (source, report["languages"].setdefault(document.language, {"kept": 0, "bytes": 0, "dialogues": 0})):
         count["kept"] += 1
         count["bytes"] += size

@@ -1,23 +1,40 @@
-"""Readers: one class a kind of source. A damaged file is set aside with a reason and the rest is read."""
+"""Where documents come from: files and folders, packages, data sets of a hub. A damaged file is set aside."""
 
-import codecs
+import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from qwq.data.documents import Document, chunks, read_jsonl
+from qwq.data.documents import Document
+from qwq.data.readers import (
+    READERS,
+    SetAside,
+    check_columns,
+    documents_of,
+    reader_for,
+)
+from qwq.data.readers_parallel import aligned, read_aligned
 from qwq.errors import QwqError, UsageError
 
-SetAside = Callable[[str, str], None]  # (file, reason)
-PART = 1 << 18  # characters: a longer text becomes several documents, cut between paragraphs
+PIECE = 8 << 20  # bytes of files, or
+PIECE_FILES = 1000  # this many of them, are read together
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages", "dist-packages", "venv"}
-CODE = {
-    ".py": "python", ".pyi": "python", ".pyx": "cython", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp",
-    ".hpp": "cpp", ".cu": "cuda", ".js": "javascript", ".mjs": "javascript", ".ts": "typescript",
-    ".tsx": "typescript", ".java": "java", ".go": "go", ".rs": "rust", ".rb": "ruby", ".php": "php",
-    ".cs": "csharp", ".swift": "swift", ".kt": "kotlin", ".scala": "scala", ".lua": "lua", ".r": "r",
-    ".jl": "julia", ".sh": "shell", ".sql": "sql", ".css": "css",
+_LICENSE_FILE = re.compile(r"(un)?licen[sc]e|copying|copyright", re.IGNORECASE)
+_SPDX = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+?)\s*(\*/|-->|$)", re.MULTILINE)
+# What only this licence says, in the order to look: those that quote others come first.
+_LICENSES = {
+    "AGPL-3.0": "GNU AFFERO GENERAL PUBLIC LICENSE", "LGPL-3.0": "GNU LESSER GENERAL PUBLIC LICENSE Version 3",
+    "LGPL-2.1": "GNU LESSER GENERAL PUBLIC LICENSE Version 2.1", "GPL-3.0": "GNU GENERAL PUBLIC LICENSE Version 3",
+    "GPL-2.0": "GNU GENERAL PUBLIC LICENSE Version 2", "Apache-2.0": "Apache License Version 2.0",
+    "MPL-2.0": "Mozilla Public License Version 2.0", "PSF-2.0": "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
+    "BSL-1.0": "Boost Software License - Version 1.0", "EPL-2.0": "Eclipse Public License - v 2.0",
+    "CC0-1.0": "CC0 1.0 Universal", "CC-BY-SA-4.0": "Attribution-ShareAlike 4.0", "CC-BY-4.0": "Attribution 4.0",
+    "Unlicense": "This is free and unencumbered software released into the public domain",
+    "MIT": "Permission is hereby granted, free of charge, to any person obtaining a copy",
+    "ISC": "Permission to use, copy, modify, and/or distribute this software for any purpose",
+    "BSD-3-Clause": "endorse or promote products derived from this software",
+    "BSD-2-Clause": "Redistributions of source code must retain the above copyright notice",
 }  # fmt: skip
 
 
@@ -28,94 +45,111 @@ class Source(ABC):
     license: str = "unknown"
     size: int = 0
 
+    def pieces(self) -> "list[Source]":
+        """The source in pieces that can be read independently of each other."""
+        return [self]
+
+    def fingerprint(self) -> str:
+        """Changes when the documents do."""
+        return f"{type(self).__name__} {self.name}"
+
     @abstractmethod
     def documents(self, set_aside: SetAside) -> Iterator[Document]:
         """The documents, in the same order every time. `QwqError` when the whole source cannot be had."""
 
 
-class Reader(ABC):
-    """Documents of one file."""
-
-    @abstractmethod
-    def read(self, path: Path, set_aside: SetAside) -> Iterator[Document]:
-        """Documents of the file; `QwqError` names it when it is damaged. What was read before that stands."""
-
-
-class TextReader(Reader):
-    """Plain text or Markdown, in parts of at most about 256k characters. UTF-8, UTF-16 with a mark, or GB18030."""
-
-    def read(self, path: Path, set_aside: SetAside) -> Iterator[Document]:
-        for part, text in enumerate(_parts(_decoded(path))):
-            yield Document(text, source=path.stem.split(".")[0], meta={"file": path.name, "part": part})
-
-
-class CodeReader(Reader):
-    """One source file, one document; the programming language goes by the suffix."""
-
-    def read(self, path: Path, set_aside: SetAside) -> Iterator[Document]:
-        if path.stat().st_size > 16 * PART:
-            raise QwqError(f"{path} is larger than {16 * PART >> 20} MiB: data rather than code")
-        meta = {"file": path.name, "programming_language": CODE[path.suffix.lower()]}
-        yield Document("".join(_decoded(path)), source=path.stem, language="code", kind="code", meta=meta)
-
-
-class JsonLinesReader(Reader):
-    """JSON lines with `text`, `content` or `messages`. Bad lines are counted and set aside together."""
-
-    def read(self, path: Path, set_aside: SetAside) -> Iterator[Document]:
-        bad: list[tuple[int, str]] = []
-        counted = 0
-
-        def on_bad(number: int, reason: str) -> None:
-            nonlocal counted
-            counted += 1
-            if not bad:
-                bad.append((number, reason))
-
-        try:
-            yield from read_jsonl(path, on_bad)
-        finally:
-            if bad:
-                set_aside(
-                    str(path), f"{counted:,} bad line{'s'[: counted > 1]}; the first is line {bad[0][0]}: {bad[0][1]}"
-                )
-
-
-READERS: dict[str, Reader] = {suffix: CodeReader() for suffix in CODE}
-READERS |= dict.fromkeys((".txt", ".md", ".markdown", ".rst"), TextReader())
-READERS |= dict.fromkeys((".txt.gz", ".txt.zst"), TextReader())
-READERS |= dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson"), JsonLinesReader())
-
-
-def reader_for(path: Path) -> Reader | None:
-    """The reader for a file's suffix, or None."""
-    name = path.name.lower()
-    return READERS.get("".join(Path(name).suffixes[-2:])) or READERS.get(Path(name).suffix)
-
-
 class PathSource(Source):
-    """A file, or every file with a known suffix under a folder, in sorted order, but for hidden and vendored ones."""
+    """A file, or every file of a known kind under a folder, in sorted order, but for hidden and vendored ones.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.name.split(".")[0] or path.resolve().name
-        self.files = [path] if path.is_file() else list(_walk(path))
-        if path.is_file() and reader_for(path) is None:
-            raise UsageError(f"{path}: no reader for this kind of file; known are {' '.join(sorted(READERS))}")
+    Text files that are translations of each other, line by line (corpus.en, corpus.zh), are read together.
+    """
+
+    def __init__(self, path: Path, files: list[Path] | None = None) -> None:
+        self.root, self.name = path, path.name.split(".")[0] or path.resolve().name
+        if files is None:
+            files = _files(path)
+        self.files = files
         self.size = sum(file.stat().st_size for file in self.files)
 
-    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+    def pieces(self) -> list[Source]:
+        """Runs of files of some 8 MB."""
+        pieces: list[list[Path]] = []
+        room = 0
         for file in self.files:
+            if room <= 0 or len(pieces[-1]) == PIECE_FILES:
+                pieces.append([])
+                room = PIECE
+            pieces[-1].append(file)
+            room -= file.stat().st_size
+        return [PathSource(self.root, files) for files in pieces]
+
+    def fingerprint(self) -> str:
+        stats = ((file, file.stat()) for file in self.files)
+        listing = "\n".join(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
+        return f"{self.root} {hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+        licenses: dict[Path, str] = {}
+        for file in self.files:
+            pair = _aligned(file)
             reader = reader_for(file)
-            assert reader is not None
             try:
                 if file.stat().st_size == 0:
                     raise QwqError(f"{file} is empty")
-                for document in reader.read(file, set_aside):
-                    document.source = document.source if isinstance(reader, JsonLinesReader) else self.name
+                if len(pair) == 1 and reader is None:
+                    raise QwqError(f"{file} has changed: no reader knows it now")
+                documents = read_aligned(pair, set_aside) if len(pair) > 1 else reader(file, set_aside)  # type: ignore
+                for document in documents:
+                    document.source = document.source or self.name
+                    if document.license == "unknown":
+                        document.license = self._license(file.parent, document.text[:2000], licenses)
                     yield document
             except (QwqError, OSError) as error:
                 set_aside(str(file), str(error).removeprefix(f"{file} "))
+
+    def _license(self, folder: Path, head: str, known: dict[Path, str]) -> str:
+        """The one that the text names, else that of the nearest licence file above it, up to the root."""
+        if named := _SPDX.search(head):
+            return named[1]
+        if folder not in known:
+            found = [p for p in sorted(folder.iterdir()) if _LICENSE_FILE.match(p.name) and p.is_file()]
+            known[folder] = next((name for p in found if (name := license_of(p))), "")
+            if not known[folder]:
+                below = self.root.is_dir() and folder != self.root and self.root in folder.parents
+                known[folder] = self._license(folder.parent, "", known) if below else "unknown"
+        return known[folder]
+
+
+def license_of(path: Path) -> str:
+    """The SPDX name of the licence in a file, or ""."""
+    try:
+        text = " ".join(path.read_bytes()[: 1 << 16].decode("utf-8", "replace").lower().split())
+    except OSError:
+        return ""
+    return next(
+        (
+            name
+            for name, phrase in _LICENSES.items()
+            if phrase.lower() in text.replace(",", "") or phrase.lower() in text
+        ),
+        "",
+    )
+
+
+def _aligned(file: Path) -> list[Path]:
+    """The files that `file` is read together with; itself alone when they are of a kind that has a reader."""
+    if reader_for(file) not in (None, READERS[".txt"]):
+        return [file]
+    return aligned(file)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if reader_for(path) is None and len(_aligned(path)) == 1:
+            known = " ".join(sorted(READERS))
+            raise UsageError(f"{path}: no reader for this kind of file; known are {known}")
+        return [path]
+    return list(_walk(path))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -125,54 +159,50 @@ def _walk(folder: Path) -> Iterator[Path]:
         if entry.is_dir():
             if entry.name not in SKIPPED_FOLDERS:
                 yield from _walk(entry)
-        elif entry.is_file() and reader_for(entry) is not None:
-            yield entry
+        elif entry.is_file():
+            pair = _aligned(entry)
+            if entry == pair[0] and (len(pair) > 1 or reader_for(entry) is not None):
+                yield entry
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """Text of a file in pieces. What is not valid in its encoding becomes U+FFFD; a binary file is a `QwqError`."""
-    decoder = None
-    for piece in chunks(path):
-        if decoder is None:
-            decoder = codecs.getincrementaldecoder(_encoding(path, piece))(errors="replace")
-        yield decoder.decode(piece)
-    if decoder is not None:
-        yield decoder.decode(b"", final=True)
+class HubSource(Source):
+    """A data set by Hugging Face `datasets`, streamed: `hf:org/name`, `hf:org/name:config`, or `hf:` and a folder."""
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+        path = Path(name.removeprefix("hf:"))
+        self.path, _, self.config = (str(path), "", "") if path.exists() else str(path).partition(":")
+        if path.is_dir():
+            self.size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-def _encoding(path: Path, head: bytes) -> str:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if b"\0" in head[: 1 << 16]:
-        raise QwqError(f"{path} is binary, not text")
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        return "utf-8-sig"
-    except UnicodeDecodeError:
-        pass
-    try:
-        foreign = re.sub(r"[\x00-\x7f]", "", codecs.getincrementaldecoder("gb18030")().decode(head))
-    except UnicodeDecodeError:
-        return "utf-8-sig"
-    chinese = len(re.findall("[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef\u2010-\u203b]", foreign))
-    return "gb18030" if chinese > 0.9 * len(foreign) else "utf-8-sig"
+    def fingerprint(self) -> str:
+        local = sorted(Path(self.path).rglob("*")) if Path(self.path).exists() else []
+        return f"{self.name} {[(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in local]}"
 
-
-def _parts(pieces: Iterator[str]) -> Iterator[str]:
-    """The text in parts of about PART characters, cut at an empty line, else at a line end, else where it must be."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        while len(held) > 2 * PART:
-            cut = max(held.rfind("\n\n", PART // 2, PART), 0) or max(held.rfind("\n", PART // 2, PART), 0) or PART
-            yield held[:cut]
-            held = held[cut:]
-    if held:
-        yield held
+    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+        try:
+            import datasets
+        except ImportError:
+            raise QwqError(f"{self.name} needs the package datasets: pip install 'qwq[data]'") from None
+        try:
+            splits = datasets.load_dataset(self.path, self.config or None, streaming=True)
+            rows = splits["train"] if "train" in splits else next(iter(splits.values()))
+            license = str(rows.info.license or "unknown")
+            if rows.column_names:
+                check_columns(self.name, rows.column_names)
+            for row in rows:
+                for document in documents_of(row, Path(self.path).name):
+                    document.license = license if document.license == "unknown" else document.license
+                    yield document
+        except QwqError:
+            raise
+        except Exception as error:  # a hub fails in the ways of a dozen libraries: all mean that it cannot be had
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise QwqError(f"{self.name} cannot be read: {reason}") from None
 
 
 def open_sources(names: list[str]) -> list[Source]:
-    """Sources by name (`demo`, `chinese-poetry`) or path. `UsageError` names what is neither."""
+    """Sources by name (`demo`, `chinese-poetry`, `hf:org/name`) or path. `UsageError` names what is neither."""
     from qwq.data.demo import named_sources  # the demo readers are sources themselves
 
     found: list[Source] = []
@@ -180,9 +210,11 @@ def open_sources(names: list[str]) -> list[Source]:
         path = Path(name)
         if name in (named := named_sources()):
             found += named[name]
+        elif name.startswith("hf:"):
+            found.append(HubSource(name))
         elif path.exists():
             found.append(PathSource(path))
         else:
             known = ", ".join(named)
-            raise UsageError(f"no such source: {name}; give a folder, a file, or one of: {known}")
+            raise UsageError(f"no such source: {name}; give a folder, a file, or one of: {known}, hf:ORG/NAME")
     return found

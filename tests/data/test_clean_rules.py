@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq.data.clean import clean, identify, language_of, normalise, quality
+from qwq.data.clean import clean, normalise
 from qwq.data.documents import Document
+from qwq.data.filters import quality
+from qwq.data.language import Identify, language_of
 
 ENGLISH = "The committee said on Friday that the new bridge will be open to all of the public by the end of the year. "
 CHINESE = "今天上午，委员会宣布新的大桥将在年底之前向公众开放，届时两岸居民往返的时间会缩短一半以上。"
@@ -97,7 +99,7 @@ def test_a_dialogue_needs_two_messages_and_no_empty_one():
     """Length rules do not apply to talk: "Hi" and "Hello" are a good dialogue."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello\u200b  there"}]
     document = Document("", "s", kind="dialogue", messages=turns)
-    assert (clean(document), identify(document), quality(document)) == (None, None, None)
+    assert (clean(document), Identify()(document), quality(document)) == (None, None, None)
     assert document.text == "Hi\nHello there"
     assert document.messages is not None
     assert document.messages[1]["content"] == "Hello there"

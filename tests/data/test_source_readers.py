@@ -8,7 +8,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq.data.sources import PART, PathSource, _parts, open_sources
+from qwq.data import readers
+from qwq.data.readers import PART, parts
+from qwq.data.sources import PathSource, open_sources
 from qwq.errors import UsageError
 
 CHINESE = "今天上午，委员会宣布新的大桥将在年底之前向公众开放。"
@@ -85,15 +87,13 @@ def test_invalid_utf8_becomes_replacement_characters(tmp_path):
 @given(st.lists(st.sampled_from(["word ", "\n", "\n\n", "字" * 50, "x" * 5000]), max_size=300))
 def test_parts_of_a_long_text_join_to_the_text(pieces):
     """Cutting loses nothing and keeps every part below twice the wanted size."""
-    import qwq.data.sources as sources
-
-    wanted, sources.PART = sources.PART, 1000
+    wanted, readers.PART = readers.PART, 1000
     try:
-        parts = list(_parts(iter(pieces)))
+        cut = list(parts(iter(pieces)))
     finally:
-        sources.PART = wanted
-    assert "".join(parts) == "".join(pieces)
-    assert all(len(part) <= 2000 for part in parts)
+        readers.PART = wanted
+    assert "".join(cut) == "".join(pieces)
+    assert all(len(part) <= 2000 for part in cut)
 
 
 @pytest.mark.parametrize("name", ["absent-folder", "dmo", "https://example.org/corpus"])
