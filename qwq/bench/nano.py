@@ -18,7 +18,7 @@ from qwq.bench import common, runs
 from qwq.bench.runs import Arm
 from qwq.checkpoint.config_hf import to_hf
 from qwq.model import ModelConfig
-from qwq.recipe import Recipe
+from qwq.recipe import ObjectiveConfig, Recipe
 from qwq.recipes import find
 
 PEER_RATES = (1.5e-3, 3e-3, 6e-3)
@@ -66,7 +66,7 @@ def run(
 def dense() -> Recipe:
     """`qwq-nano` as the plain transformer that Qwen2 is too."""
     recipe = find("qwq-nano")
-    return dataclasses.replace(recipe, model=recipe.model.dense())
+    return dataclasses.replace(recipe, model=recipe.model.dense(), objective=ObjectiveConfig())
 
 
 def _job(arm: str, seed: int, steps: int, *, peer: dict | None = None) -> dict:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qwq.bench import common
 from qwq.data.loader import PackedLoader
-from qwq.model import Decoder
+from qwq.model import Decoder, moe
 from qwq.recipe import Recipe, TrainingConfig
 from qwq.tokenizer import Tokenizer, load_tokenizer
 from qwq.train import optim
@@ -53,6 +53,7 @@ def ours(recipe: Recipe, seed: int) -> Arm:
         loss = compute_gradients(model, batches, objective)
         optim.clip(parameters, recipe.training.max_grad_norm)
         optim.update(optimizers, _factor(share, recipe.training))
+        moe.update_balance(model)
         return loss
 
     return Arm(step, model, optimizers, recipe.training.batch_size, recipe.data.seq_len)

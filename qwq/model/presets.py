@@ -31,25 +31,31 @@ def extended(config: ModelConfig, num_experts: int) -> ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    # For a laptop CPU: about 8M parameters. Shallow and wide: what learns most in minutes (docs/log.md).
-    "qwq-nano": ModelConfig(
-        hidden_size=320,
-        intermediate_size=1280,
-        num_hidden_layers=4,
-        num_attention_heads=5,
-        num_key_value_heads=1,
-        use_qk_norm=True,
+    # For a laptop CPU: 16M parameters, 8.5M active. Shallow and wide: what learns most in minutes (docs/log.md).
+    "qwq-nano": extended(
+        ModelConfig(
+            hidden_size=320,
+            intermediate_size=1280,
+            num_hidden_layers=4,
+            num_attention_heads=5,
+            num_key_value_heads=1,
+            use_qk_norm=True,
+        ),
+        num_experts=8,
     ),
-    # For one GPU: about 125M parameters.
-    "qwq-small": ModelConfig(
-        vocab_size=32_000,
-        hidden_size=768,
-        intermediate_size=2304,
-        num_hidden_layers=14,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        use_qk_norm=True,
+    # For one GPU: 381M parameters, 121M active.
+    "qwq-small": extended(
+        ModelConfig(
+            vocab_size=32_000,
+            hidden_size=768,
+            intermediate_size=2304,
+            num_hidden_layers=14,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            max_position_embeddings=4096,
+            use_qk_norm=True,
+        ),
+        num_experts=16,
     ),
     # An encoder of 24 layers and 16 heads, 950M parameters, of which a token passes through 350M. Experts in layers 3,
     # 7, 11, 15 and 19, numbered from 0 as Hugging Face does: every fourth layer but the last. The classic block:
@@ -69,7 +75,7 @@ PRESETS: dict[str, ModelConfig] = {
         mlp_only_layers=(23,),
         router_bias_update_rate=0.001,
     ),
-    # 32.7B parameters, of which a token passes through 3.4B. On paper: `qwq plan qwq-32b-sparse`.
+    # 32.7B parameters, 3.4B active. On paper: `qwq plan qwq-32b-sparse`.
     "qwq-32b-sparse": extended(
         ModelConfig(
             vocab_size=152_064,

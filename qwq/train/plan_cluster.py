@@ -221,7 +221,8 @@ def print_plan(found: dict, console: Console | None = None) -> None:
     rows = [
         ("parameters", f"{count['total']:,} in total, {count['active']:,} active a token"),
         ("FLOPs a token", f"{flops['training']:.3g} training, {flops['forward']:.3g} forward"),
-        ("layout", sizes + ("" if layout["runnable"] else " (not yet runnable)")),
+        ("layout", sizes),
+        *([] if layout["runnable"] else [("", "not yet runnable")]),
         ("memory a rank", f"{taken['total'] / 1e9:.1f} of {taken['available'] / 1e9:.0f} GB"),
         *((f"  {kind}", f"{taken[kind] / 1e9:.2f} GB") for kind in taken if kind not in ("total", "available")),
         ("cache, bf16", f"{cache['per_token'] / 1e3:.1f} kB a token and rank, "

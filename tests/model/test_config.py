@@ -13,9 +13,22 @@ def test_parameters_are_counted_exactly(name):
     assert sum(p.numel() for p in model.parameters()) == PRESETS[name].num_parameters()
 
 
-@pytest.mark.parametrize(("name", "millions"), [("qwq-nano", 8), ("qwq-small", 125)])
-def test_presets_have_the_size_they_are_named_for(name, millions):
-    assert PRESETS[name].num_parameters() == pytest.approx(millions * 1e6, rel=0.1)
+@pytest.mark.parametrize(
+    ("name", "total", "active"), [("qwq-nano", 15.9, 8.5), ("qwq-small", 381, 121), ("qwq-32b-sparse", 32_700, 3_430)]
+)
+def test_presets_have_the_size_they_are_named_for(name, total, active):
+    assert PRESETS[name].num_parameters() == pytest.approx(total * 1e6, rel=0.01)
+    assert PRESETS[name].num_parameters(active=True) == pytest.approx(active * 1e6, rel=0.01)
+
+
+def test_the_extended_presets_differ_only_in_size():
+    for name in ("qwq-nano", "qwq-small", "qwq-32b-sparse"):
+        config = PRESETS[name]
+        kinds = [sorted(part.split("(")[0] for part in p.split("+")) for p in config.attention_patterns]
+        assert kinds == [["global", "local", "random"], ["global", "learnable", "local"]]
+        assert (config.decoder_sparse_step, config.num_experts_per_tok, config.use_qk_norm) == (2, 2, True)
+        assert config.moe_intermediate_size * config.num_experts_per_tok == config.intermediate_size
+        assert [round(4 * (exit + 1) / config.num_hidden_layers) for exit in config.exit_layers] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +51,7 @@ def test_flops_of_a_token_match_torchs_own_counter():
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = PRESETS["qwq-nano"]
+    config = PRESETS["qwq-nano"].dense()
     model = Decoder(config).double()
     # The counter knows the plain products: no oneDNN (float64), no fused attention.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
