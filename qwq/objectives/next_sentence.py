@@ -88,7 +88,10 @@ class NextSentence(Objective):
         return found[index].first, others[int(torch.randint(len(others), (), generator=generator))].second
 
     def sum(self, model: Any, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.logits(model, batch)[: len(batch.labels)].float(), batch.labels, reduction="sum")
+        logits = self.logits(model, batch)[: len(batch.labels)]
+        return F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels, reduction="sum"
+        )
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Of "no" and "yes", for every pair of the batch: [P, 2]"""

@@ -37,22 +37,22 @@ class Vocabulary:
 
     @cached_property
     def control(self) -> Tensor:
-        """[size] True for ids that are no text."""
-        found = torch.zeros(self.size, dtype=torch.bool)
+        """[vocab_size] True for ids that are no text."""
+        found = torch.zeros(self.vocab_size, dtype=torch.bool)
         found[list(self.tokenizer.special_tokens.values())] = True
         return found
 
     @cached_property
     def starts_word(self) -> Tensor:
-        """[size] False for pieces that go on with a word: those that begin with a letter or digit and no space before.
+        """[vocab_size] False for pieces that go on with a word: they begin with a letter or digit, and no space.
 
         Ideographs are words by themselves.
         """
-        texts = (self.tokenizer.token_bytes(i).decode("utf-8", "replace")[:1] for i in range(self.size))
+        texts = (self.tokenizer.token_bytes(i).decode("utf-8", "replace")[:1] for i in range(self.vocab_size))
         return torch.tensor([not (c.isalnum() and ord(c) < _IDEOGRAPHS) for c in texts])
 
     @cached_property
     def ends_sentence(self) -> Tensor:
-        """[size] True for pieces that end with a full stop, its relatives, or a line."""
-        texts = (self.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in range(self.size))
+        """[vocab_size] True for pieces that end with a full stop, its relatives, or a line."""
+        texts = (self.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in range(self.vocab_size))
         return torch.tensor([text.endswith(_SENTENCE_ENDS) for text in texts])
