@@ -79,12 +79,9 @@ def run(
     tokens = {name: round(60 * minutes / seconds["dense"]) for name in recipes}
     time = {name: round(60 * minutes / seconds[name]) for name in recipes}
     time = {name: tokens[name] if abs(count / tokens[name] - 1) < SAME else count for name, count in time.items()}
-    jobs = [
-        {"arm": arm, "seed": seed, "steps": steps, "more": steps == tokens[arm], "recipe": recipes[arm].to_dict()}
-        for seed in range(seeds)
-        for arm in recipes
-        for steps in sorted({tokens[arm], time[arm]}, reverse=True)
-    ]
+    wanted = [(arm, seed, tokens[arm]) for seed in range(seeds) for arm in recipes]
+    wanted += [(arm, seed, time[arm]) for seed in range(seeds) for arm in recipes if time[arm] != tokens[arm]]
+    jobs = [_job(arm, seed, steps, steps == tokens[arm], recipes[arm]) for arm, seed, steps in wanted]
     results = {(r["job"]["arm"], r["job"]["seed"], r["job"]["steps"]): r for r in runs.train_all(jobs, folder, fit)}
     rows, short = [], {"equal tokens": tokens, "equal time": time}
     for part, (on, off) in PARTS.items():
@@ -104,6 +101,10 @@ def run(
     if page.is_file():
         ablation_page.write(page, found, PARTS, RANGES)
     return found
+
+
+def _job(arm: str, seed: int, steps: int, more: bool, recipe: Recipe) -> dict:
+    return {"arm": arm, "seed": seed, "steps": steps, "more": more, "recipe": recipe.to_dict()}
 
 
 def fit(job: dict, folder: str) -> dict:
