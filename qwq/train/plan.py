@@ -43,33 +43,34 @@ def weights(recipe: Recipe) -> list[Weight]:
     return [Weight(name, p.numel(), kept.get(p, 0)) for name, p in model.named_parameters()]
 
 
-def block_activations(config: ModelConfig, layer: int) -> tuple[int, int]:
+def block_activations(config: ModelConfig, layer: int, *, gpu: bool = False) -> tuple[int, int]:
     """Numbers that the backward pass needs of one token in a block: (of the residual stream, of what products read)."""
     query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     kept = 2 * query + 2 * key + config.use_qk_norm * (query + key)  # q, k, v and the output; q and k before their norm
     kept += 2 * config.hidden_size  # what the two sublayers read
     if config.is_moe(layer):
-        kept += 2 * config.num_experts_per_tok * config.moe_intermediate_size + 3 * config.num_experts
-        kept += 4 * config.shared_expert_intermediate_size
+        # kernels/experts.py: what is between the two products; on a GPU also the sorted tokens, in and out.
+        each = 4 * config.moe_intermediate_size + 2 * config.hidden_size if gpu else 2 * config.moe_intermediate_size
+        kept += config.num_experts_per_tok * each + 3 * config.num_experts + 4 * config.shared_expert_intermediate_size
     else:
         kept += (4 if config.gated_mlp else 2) * config.intermediate_size
     return 2 * config.hidden_size, kept
 
 
-def activation_bytes(recipe: Recipe, layers: list[int], tokens: int, *, narrow: int = 4) -> int:
-    """Bytes that `tokens` tokens keep in these layers: 4 for a number of the residual stream, `narrow` for others."""
-    counts = [block_activations(recipe.model, layer) for layer in layers]
-    return tokens * sum(4 * stream + narrow * kept for stream, kept in counts)
+def activation_bytes(recipe: Recipe, layers: list[int], tokens: int, *, gpu: bool = False) -> int:
+    """Bytes that `tokens` tokens keep in these layers: all in fp32, on a GPU all but the residual stream in bf16."""
+    counts = [block_activations(recipe.model, layer, gpu=gpu) for layer in layers]
+    return tokens * sum(4 * stream + (2 if gpu else 4) * kept for stream, kept in counts)
 
 
-def head_bytes(recipe: Recipe, tokens: int, *, narrow: int = 4) -> int:
+def head_bytes(recipe: Recipe, tokens: int, *, gpu: bool = False) -> int:
     """Bytes around the loss: hidden states and their gradient, the output matrix's own twice, a chunk of logits twice.
 
     A loss at an exit has its states and its gradients beside those of the end.
     """
     model, losses = recipe.model, 2 if recipe.objective.early_exit_loss_coef > 0 else 1
     matrix, chunk = model.vocab_size * model.hidden_size, min(recipe.objective.chunk_size, tokens)
-    states = (1 + 2 * losses) * narrow * tokens * model.hidden_size
+    states = (1 + 2 * losses) * (2 if gpu else 4) * tokens * model.hidden_size
     return states + (1 + losses) * 4 * matrix + 2 * 4 * chunk * model.vocab_size
 
 

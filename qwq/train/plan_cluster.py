@@ -158,8 +158,8 @@ def memory(recipe: Recipe, layout: Layout, counted: list[Weight]) -> dict[str, i
             "gradients": 4 * sum(w.numel for w in mine if w.state) // shards,
             "optimizer": 4 * sum(w.numel * w.state for w in mine) // shards,
             "gathered": 2 * 2 * sum(sorted(units.values())[-2:]),  # in bf16, with gradients: this block and the next
-            "activations": activation_bytes(recipe, blocks, tokens, narrow=2) * waiting // layout.tensor,
-            "head": (stage == layout.pipeline - 1) * head_bytes(recipe, tokens, narrow=2) // layout.tensor,
+            "activations": activation_bytes(recipe, blocks, tokens, gpu=True) * waiting // layout.tensor,
+            "head": (stage == layout.pipeline - 1) * head_bytes(recipe, tokens, gpu=True) // layout.tensor,
         }
         stages.append(here)
     return max(stages, key=lambda here: sum(here.values()))

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qwq.kernels import experts
 from qwq.model import ModelConfig, build
 from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TrainingConfig
 from qwq.train import optim, plan
@@ -99,6 +100,21 @@ def test_memory_of_a_step_is_as_planned(name):
     around = plan.head_bytes(recipe, 1024) - 4 * recipe.model.vocab_size * (recipe.model.hidden_size + 2 * 256)
     assert kept == pytest.approx(planned["activations"] + around, rel=0.1)
     assert live.peak == pytest.approx(sum(planned.values()), rel=0.1)
+
+
+def test_experts_of_a_gpu_keep_what_is_planned_for_them():
+    """The form that a GPU takes, torch's grouped product, here in fp32."""
+    config = dataclasses.replace(MODELS["experts"], moe_intermediate_size=384)
+    x, chosen = torch.randn(512, 128, requires_grad=True), torch.randint(8, (512, 2))
+    gate_up, down = torch.randn(8, 768, 128, requires_grad=True), torch.randn(8, 128, 384, requires_grad=True)
+    weights = torch.rand(512, 2, requires_grad=True)
+    with LiveBytes(x, chosen, gate_up, down, weights) as live:
+        before = live.now
+        out = experts.grouped(x, gate_up, down, weights, chosen, torch.nn.functional.silu)
+        kept = live.now - before - 4 * out.numel()
+    fused, grouped = (plan.block_activations(config, 1, gpu=gpu)[1] for gpu in (False, True))
+    planned = 4 * 512 * (grouped - fused + 2 * 2 * 384)
+    assert kept == pytest.approx(planned, rel=0.1)
 
 
 def test_a_dry_run_shows_total_and_active_parameters():
