@@ -124,9 +124,8 @@ void attend(const Worker& me, const Model& m, const Layer& layer, const Call& ca
                 const int count = std::max<int64_t>(0, std::min<int64_t>(last, position + 1) - first);
                 for (int h = 0; h < each; h++)
                     turn(m, layer.q_norm, position, q + ((int64_t)b * m.heads + g * each + h) * d, query + h * d);
-                for (int64_t t = 0; t < count; t++)
-                    for (int h = 0; h < each; h++)
-                        scores[h * count + t] = scale * dot(query + h * d, keys + (first + t) * d, d);
+                for (int h = 0; h < each; h++)
+                    dots(query + h * d, keys + first * d, count, d, scale, scores + (int64_t)h * count);
                 for (int h = 0; h < each; h++) {
                     float *mine = shares.at(me.index, b, g * each + h), *score = scores + (int64_t)h * count, total = 0;
                     const float top = count ? *std::max_element(score, score + count) : -INFINITY;

@@ -8,7 +8,7 @@
 #include "workers.h"
 
 constexpr int BLOCK = 32;     // weights that share a scale
-constexpr int AHEAD = 16384;  // bytes: how far before its use a weight is fetched
+constexpr int AHEAD = 16384, AHEAD_F32 = 8192;  // bytes: how far before its use a weight is fetched
 
 enum Format : int32_t { F32 = 0, Q4_0 = 1, Q4_1 = 2, Q8_0 = 3 };
 
@@ -36,21 +36,27 @@ void rows_f32(const Matrix& w, int first, int count, const float* x, int batch_r
     const int n = w.columns;
     const float* rows[4];
     for (int r = 0; r < 4; r++) rows[r] = (const float*)w.weights + (int64_t)(first + std::min(r, count - 1)) * n;
-    Vector total[4][B] = {};
+    Vector total[B * 4] = {};
     int i = 0;
-    for (; i + LANES <= n; i += LANES)
+    for (; i + LANES <= n; i += LANES) {
+        for (int r = 0; r < 4; r++) __builtin_prefetch((const char*)(rows[r] + i) + AHEAD_F32);
         for (int b = 0; b < B; b++) {
             Vector v = load(x + (int64_t)b * n + i);
-            for (int r = 0; r < 4; r++) total[r][b] += load(rows[r] + i) * v;
+            for (int r = 0; r < 4; r++) total[b * 4 + r] += load(rows[r] + i) * v;
         }
+    }
     if (i < n)
         for (int b = 0; b < B; b++) {
             Vector v = load_some(x + (int64_t)b * n + i, n - i);
-            for (int r = 0; r < 4; r++) total[r][b] += load_some(rows[r] + i, n - i) * v;
+            for (int r = 0; r < 4; r++) total[b * 4 + r] += load_some(rows[r] + i, n - i) * v;
         }
-    for (int r = 0; r < count; r++)
-        for (int b = 0; b < B; b++)
-            out.put(batch_row + b, first + r, sum(total[r][b]) + (w.bias ? w.bias[first + r] : 0.0f));
+    constexpr int TOGETHER = std::min(4 * B, LANES);
+    for (int part = 0; part < 4 * B; part += TOGETHER) {
+        const Vector found = sums<TOGETHER>(total + part);
+        for (int b = 0; b < TOGETHER / 4; b++)
+            for (int r = 0; r < count; r++)
+                out.put(batch_row + part / 4 + b, first + r, found[b * 4 + r] + (w.bias ? w.bias[first + r] : 0.0f));
+    }
 }
 
 // Where the weights of a word stand in their block: 4-bit word j is GGUF's bytes 4 j ... 4 j + 3, and a byte holds the

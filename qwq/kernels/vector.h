@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #ifdef __F16C__
 #include <immintrin.h>
 #endif
@@ -68,6 +69,52 @@ inline float dot(const float* a, const float* b, int n) {
     for (; i + LANES <= n; i += LANES) total += load(a + i) * load(b + i);
     if (i < n) total += load_some(a + i, n - i) * load_some(b + i, n - i);
     return sum(total);
+}
+
+template <size_t... I>
+Vector zipped(Vector a, Vector b, std::index_sequence<I...>) {  // a[0] b[0] a[1] ... + the same of the upper halves
+    constexpr int half = LANES / 2;
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, (I % 2 * LANES + I / 2)...) +
+           __builtin_shufflevector(a, b, (I % 2 * LANES + I / 2 + half)...);
+#else
+    return Vector{(I % 2 ? b[I / 2] + b[I / 2 + half] : a[I / 2] + a[I / 2 + half])...};
+#endif
+}
+
+// Lane i of the result is the sum of v[i], for all N at once (a power of two, up to LANES): far fewer steps than N sums.
+template <int N>
+Vector sums(Vector* v) {
+#pragma GCC unroll 4
+    for (int half = N / 2; half >= 1; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) v[i] = zipped(v[i], v[i + half], std::make_index_sequence<LANES>());
+    Vector found = v[0];  // lane k N + i: a part of sum i
+    for (int parts = LANES / N; parts > 1; parts /= 2) {
+        Vector other;
+        for (int i = 0; i < LANES; i++) other[i] = found[(i + parts / 2 * N) % LANES];
+        found += other;
+    }
+    return found;
+}
+
+// x [n] times each row of y [count, n], times scale -> out [count]
+inline void dots(const float* x, const float* y, int count, int n, float scale, float* out) {
+    int t = 0;
+    for (; t + LANES <= count; t += LANES, y += (int64_t)LANES * n) {
+        Vector total[LANES] = {};
+        int i = 0;
+        for (; i + LANES <= n; i += LANES) {
+            const Vector v = load(x + i);
+            for (int r = 0; r < LANES; r++) total[r] += v * load(y + (int64_t)r * n + i);
+        }
+        if (i < n) {
+            const Vector v = load_some(x + i, n - i);
+            for (int r = 0; r < LANES; r++) total[r] += v * load_some(y + (int64_t)r * n + i, n - i);
+        }
+        store(out + t, scale * sums<LANES>(total));
+    }
+    for (; t < count; t++, y += n) out[t] = scale * dot(x, y, n);
 }
 
 // exp within 2 units in the last place: 2^n times the series of e^r, |r| <= ln(2) / 2. Loops over it vectorise.
