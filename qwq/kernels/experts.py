@@ -28,9 +28,15 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
     name = getattr(act, "__name__", "")
     kernel = _kernel() if x.device.type == "cpu" and x.dtype == torch.float32 and name in _CODES else None
     if kernel is not None:
-        return _Experts.apply(x, gate_up, down, weights, chosen, _CODES[name])
+        return _by_kernel(x, gate_up, down, weights, chosen, _CODES[name])
     form = reference if x.dtype == torch.float64 else grouped
     return form(x, gate_up, down, weights, chosen, act)
+
+
+def count(chosen: Tensor, num_experts: int) -> Tensor:
+    """How often each expert was chosen, [E]; without the wait for a GPU that `bincount` is."""
+    flat = chosen.flatten()
+    return flat.new_zeros(num_experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: Tensor, act: Activation) -> Tensor:
@@ -47,7 +53,7 @@ def grouped(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
     """Tokens sorted by expert, then torch's grouped product, in the precision of autocast where that is on."""
     flat, device = chosen.flatten(), x.device.type
     order = flat.argsort(stable=True)
-    ends = flat.bincount(minlength=len(gate_up)).cumsum(0, dtype=torch.int32)
+    ends = count(chosen, len(gate_up)).cumsum(0, dtype=torch.int32)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     rows = x.to(dtype)[order // chosen.shape[1]]
     gate, up = F.grouped_mm(rows, gate_up.to(dtype).transpose(1, 2), offs=ends).chunk(2, dim=-1)
@@ -79,6 +85,11 @@ def _run(activation: int, **tensors: Tensor) -> None:
     call.activation, call.threads = activation, torch.get_num_threads()
     if _kernel()(ctypes.byref(call)):
         raise MemoryError("no memory for the experts of this batch; lower micro_batch_size")
+
+
+@torch.compiler.disable
+def _by_kernel(*args: Any) -> Tensor:
+    return _Experts.apply(*args)
 
 
 class _Experts(torch.autograd.Function):

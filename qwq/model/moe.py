@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qwq.kernels.experts import experts
+from qwq.kernels.experts import count, experts
 from qwq.kernels.linear import Linear
 from qwq.model.config import ModelConfig
 from qwq.model.layers import ACTIVATIONS, MLP
@@ -48,10 +48,10 @@ class Router(nn.Module):
         return weights.to(x.dtype), chosen
 
     def _note(self, logits: Tensor, probabilities: Tensor, chosen: Tensor) -> None:
-        count = chosen.flatten().bincount(minlength=logits.shape[-1])
-        self.load = count if self.load is None else self.load + count
+        load = count(chosen, logits.shape[-1])
+        self.load = load if self.load is None else self.load + load
         if self.aux_coef > 0 or self.z_coef > 0:
-            balance = len(count) * torch.dot(count / len(chosen), probabilities.mean(0))
+            balance = len(load) * (load / len(chosen) * probabilities.mean(0)).sum()
             self.loss = self.aux_coef * balance + self.z_coef * logits.logsumexp(-1).square().mean()
 
 
