@@ -20,8 +20,13 @@ from qwq.recipes import RECIPES
 from qwq.report import write_report
 from qwq.serve import serve
 from qwq.tokenizer import load_tokenizer, train_sentencepiece
+from qwq.train.evaluate import HeldOut
+from qwq.train.exits import exits_by_domain
 from qwq.train.loop import Interrupted, train
+from qwq.train.specialisation import expert_load_by_domain
 
+CONFIDENCE = 0.5  # of an exit's best guess, for the mean depth in the report
+REPORT_TOKENS = 8192  # held-out tokens of a domain, for the loads of experts and the mean depth
 PROMPTS = {
     "en": "The history of the city begins",
     "zh": "中国的春天",
@@ -49,9 +54,16 @@ def quickstart(minutes: float, out: Path, *, port: int | None) -> None:
         raise Interrupted(f"{str(stopped).split(';')[0]}; the same command goes on from it") from None
 
     lm = LanguageModel(load(result.checkpoint), name=recipe.name)
+    held_out = HeldOut(tokens, tokenizer, recipe.data.seq_len, REPORT_TOKENS)
+    batches = {name: [inputs for inputs, _ in held_out.batches(ids)] for name, ids in held_out.domains.items()}
+    experts = expert_load_by_domain(lm.model, batches)
+    exits = exits_by_domain(lm.model, batches, CONFIDENCE)
     report = {
         "recipe": result.recipe.to_dict(),
         "parameters": lm.config.num_parameters(),
+        "active_parameters": lm.config.num_parameters(active=True),
+        "experts": {**dataclasses.asdict(experts), "load": experts.load.tolist()},
+        "exits": {"confidence": CONFIDENCE, **{name: dataclasses.asdict(found) for name, found in exits.items()}},
         "tokens_per_second": result.tokens_per_second,
         "mfu": result.mfu,
         "scores": {domain: dataclasses.asdict(score) for domain, score in result.scores.items()},

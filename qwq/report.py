@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from pathlib import Path
 
 from jinja2 import Environment
@@ -13,9 +14,14 @@ def write_report(path: Path, report: dict, metrics: Path) -> Path:
     """Render `report` (see quickstart.py) with the loss curve of a metrics.jsonl; report.json holds the numbers."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     points = [(row["step"], row["loss"]) for row in rows if "loss" in row and "grad_norm" in row]
-    page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True)
+    environment.filters["add_one"] = lambda layer: layer + 1  # people count layers from 1
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    bits = math.log2(max(1, len(report["experts"]["domains"])))
     recipe_json = json.dumps(report["recipe"], indent=1, ensure_ascii=False)
-    path.write_text(page.render(curve=curve(points), recipe_json=recipe_json, **report), encoding="utf-8")
+    path.write_text(
+        page.render(curve=curve(points), recipe_json=recipe_json, log2_domains=bits, **report), encoding="utf-8"
+    )
     text = json.dumps(report, indent=1, ensure_ascii=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return path
