@@ -70,19 +70,21 @@ class Wikipedia(PackageSource):
     size = 3_000_000
     QUESTIONS = ("Tell me about {}.", "What do you know about {}?", "Who or what is {}?")
 
-    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+    def pages(self) -> Iterator[tuple[str, str]]:
+        """(title, markup) of each article."""
         with zipfile.ZipFile(self.prepare()) as wheel:
             for member in sorted(n for n in wheel.namelist() if re.search(r"/enwiki-[^/]*bz2$", n)):
                 with wheel.open(member) as packed, bz2.open(packed) as xml:
-                    for title, markup in _pages(xml):
-                        text = plain_text(markup)
-                        yield Document(
-                            f"{title}\n\n{text}", self.name, self.license, "en", "encyclopedia", {"title": title}
-                        )
-                        first = text.split("\n")[0]
-                        if 80 < len(first) < 1500 and title.split(" (")[0].lower() in first.lower():
-                            question = self.QUESTIONS[len(first) % len(self.QUESTIONS)].format(title)
-                            yield dialogue(self, "en", question, first, template=True)
+                    yield from _pages(xml)
+
+    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+        for title, markup in self.pages():
+            text = plain_text(markup)
+            yield Document(f"{title}\n\n{text}", self.name, self.license, "en", "encyclopedia", {"title": title})
+            first = text.split("\n")[0]
+            if 80 < len(first) < 1500 and title.split(" (")[0].lower() in first.lower():
+                question = self.QUESTIONS[len(first) % len(self.QUESTIONS)].format(title)
+                yield dialogue(self, "en", question, first, template=True)
 
 
 def _pages(xml) -> Iterator[tuple[str, str]]:
@@ -106,17 +108,19 @@ class Brown(PackageSource):
     size = 5_800_000
     KINDS: ClassVar = {"a": "news", "b": "news", "c": "news", "h": "government", "j": "learned"}
 
-    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+    def files(self) -> Iterator[tuple[str, str]]:
+        """(name, text with its tags) of each sample."""
         with tarfile.open(self.prepare()) as archive:
-            members = sorted(
-                (m for m in archive.getmembers() if re.search(r"/c[a-r]\d\d$", m.name)), key=lambda m: m.name
-            )
-            for member in members:
+            members = {m.name.rpartition("/")[2]: m for m in archive if re.search(r"/c[a-r]\d\d$", m.name)}
+            for name, member in sorted(members.items()):
                 file = archive.extractfile(member)
                 assert file is not None
-                name = member.name.rpartition("/")[2]
-                text = untag(file.read().decode("utf-8", "replace"))
-                yield Document(text, self.name, self.license, "en", self.KINDS.get(name[1], "book"), {"file": name})
+                yield name, file.read().decode("utf-8", "replace")
+
+    def documents(self, set_aside: SetAside) -> Iterator[Document]:
+        for name, tagged in self.files():
+            kind = self.KINDS.get(name[1], "book")
+            yield Document(untag(tagged), self.name, self.license, "en", kind, {"file": name})
 
 
 def untag(tagged: str) -> str:

@@ -23,6 +23,8 @@ from qwq.data.decontaminate import NgramIndex, index_folder, index_wheel
 from qwq.data.dedup import ExactDedup, NearDedup, ParagraphDedup
 from qwq.data.demo import OTHER_BENCHMARKS, PackageSource, WritingBench
 from qwq.data.documents import Document, DocumentWriter, read_documents, read_jsonl
+from qwq.data.filters_learned import LearnedQuality, quality_model
+from qwq.data.harm import Harm, harm_model
 from qwq.data.language import lid_model
 from qwq.data.pipeline_parts import Funnel, Settings, Stage, key_of, make_pieces, new_count, tallied
 from qwq.data.sources import SetAside, Source, open_sources
@@ -40,6 +42,7 @@ def build(
     out: Path | str,
     *,
     evaluation_dir: Path | str | None = None,
+    quality: float | None = None,
     workers: int | None = None,
     executor: str = "process",
     progress: bool = True,
@@ -48,7 +51,7 @@ def build(
 
     sources: names (`demo`, `chinese-poetry`, `hf:org/name`) or paths; none means `demo`. out: a new folder, or one that
     an earlier build wrote, which is replaced as a whole at the end. evaluation_dir: evaluation sets to stay clear of
-    (default QWQ_DATA_DIR). workers: processes (default: one a core). executor: see `make_pieces`; the result is the
+    (default QWQ_DATA_DIR). quality: drop prose that the classifier of clean prose gives less (0 to 1). workers: processes (default: one a core). executor: see `make_pieces`; the result is the
     same to the byte. Writes documents/*.jsonl.zst, heldout/{en,zh,code}.jsonl.zst, duplicates.jsonl, report.json. A
     build that was stopped leaves its pieces in .OUT.pieces, and the same call goes on from them. `QwqError` when
     nothing is left; `UsageError` for a source that is not known or a folder with other things in it.
@@ -66,8 +69,13 @@ def build(
             console.print(f"set aside {file}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
     available = _prepared(opened, set_aside)
-    settings = Settings(_evaluation_index(available, evaluation_dir, report["decontamination"], set_aside))
-    settings.lid, report["language_note"] = lid_model()
+    evaluation = Path(found) if (found := evaluation_dir or os.environ.get("QWQ_DATA_DIR")) else None
+    index = _evaluation_index(available, evaluation, report["decontamination"], set_aside)
+    lid, report["language_note"] = lid_model()
+    learned: dict[str, Stage] = {"harm": Harm(harm_model(evaluation))}
+    if quality is not None:
+        learned = {"learned_quality": LearnedQuality(str(quality_model()), quality)} | learned
+    settings = Settings(index, lid, learned)
     folder = out.with_name(f".{out.name}.pieces")
     try:
         pieces = _pieces(available, settings, folder, executor, workers, console if progress else None)
@@ -175,15 +183,12 @@ def _prepared(sources: list[Source], set_aside: SetAside) -> list[Source]:
     return available
 
 
-def _evaluation_index(
-    sources: list[Source], folder: Path | str | None, report: dict, set_aside: SetAside
-) -> NgramIndex:
+def _evaluation_index(sources: list[Source], folder: Path | None, report: dict, set_aside: SetAside) -> NgramIndex:
     """The n-grams of every evaluation set at hand, and in the report which those are."""
     index = NgramIndex()
-    folder = os.environ.get("QWQ_DATA_DIR") if folder is None else folder
-    if folder and Path(folder).is_dir():
-        index_folder(index, Path(folder), set_aside)
-    elif folder:
+    if folder is not None and folder.is_dir():
+        index_folder(index, folder, set_aside)
+    elif folder is not None:
         raise UsageError(f"{folder}, the folder of evaluation sets, does not exist; unset QWQ_DATA_DIR or correct it")
     else:
         report["note"] = "QWQ_DATA_DIR is not set: no evaluation set of your own was checked"
