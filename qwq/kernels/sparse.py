@@ -4,11 +4,17 @@ Shapes: B batch (1 in a layout where all rows are alike), H query heads, K key/v
 S keys, D head_dim, Dv width of a value head, Q query tiles, R rows of a tile, N entries of a list, Z block_size.
 """
 
+import ctypes
+import functools
+from ctypes import Structure, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from qwq.kernels.compile import instructions, library
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class BlockLayout:
     """For every tile and key/value head, the blocks of keys that it sees. No tensor has a side of T and a side of S."""
 
     tiles: Tiles
-    index: Tensor  # [B, K, Q, N] key blocks, none twice; -1 is no entry
+    index: Tensor  # [B, K, Q, N] key blocks, none twice; -1 is no entry. K is 1 where all heads are alike
     bias: Tensor | None = None  # [B, K, Q, N] is added to the logits of the block
 
     @property
@@ -61,6 +67,8 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayo
 
     query [B, H, T, D], key [B, K, S, D], value [B, K, S, Dv] -> [B, H, T, Dv]; 0 for a query that is in no tile.
     """
+    if takes(query.device.type, query.dtype, query.shape[3], value.shape[3]):
+        return compiled(query, key, value, layout)
     return gathered(query, key, value, layout)
 
 
@@ -78,6 +86,7 @@ def pair_mask(layout: BlockLayout, queries: int, keys: int, dtype: torch.dtype) 
     tiles, low = layout.tiles, torch.finfo(dtype).min
     index, blocks = layout.index, tiles.key_start.shape[1]
     bias = index.new_zeros(index.shape, dtype=dtype) if layout.bias is None else layout.bias
+    index = index.expand(bias.shape)
     pairs = bias.new_full((*index.shape[:3], blocks + 1), low)  # the last column takes what is no entry
     pairs = pairs.scatter(3, index.masked_fill(index < 0, blocks), bias)
     pairs[..., blocks] = low
@@ -192,3 +201,134 @@ def _untile(x: Tensor, tiles: Tiles, length: int) -> Tensor:
     if len(at) == 1:
         return flat.index_select(2, at[0])
     return flat.gather(2, at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[4]))
+
+
+class _Table(Structure):
+    _fields_ = [("data", c_void_p), ("batch", c_int64)]
+
+
+class _Strided(Structure):
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("head", c_int64), ("token", c_int64)]
+
+
+_TENSORS = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value")
+_TABLES = ("start", "rows", "begun", "diagonal", "key_start", "key_rows")
+_SIZES = ("batch", "heads", "kv_heads", "tiles", "entries", "block", "width", "value_width", "queries", "keys")
+
+
+class _Problem(Structure):
+    _fields_ = [(name, _Strided) for name in _TENSORS]
+    _fields_ += [(name, c_void_p) for name in ("lse", "grad_bias", "bias", "index")]
+    _fields_ += [("index_batch", c_int64), ("index_head", c_int64)]
+    _fields_ += [(name, _Table) for name in _TABLES] + [(name, c_int64) for name in _SIZES]
+    _fields_ += [("parts", c_int32), ("threads", c_int32)]
+
+
+@functools.cache
+def _compiled() -> ctypes.CDLL | None:
+    return library(Path(__file__).with_name("sparse.cpp"), instructions())
+
+
+def _run(name: str, problem: _Problem) -> None:
+    kernel = _compiled()
+    assert kernel is not None
+    if getattr(kernel, name)(ctypes.byref(problem)):
+        raise MemoryError("no memory for the attention kernel")
+
+
+@torch.compiler.assume_constant_result
+def takes(device: str, dtype: torch.dtype, width: int, value_width: int) -> bool:
+    """Whether there is a C++ kernel for these: float32 on a CPU, widths that are multiples of 16, a compiler."""
+    whole = width % 16 == 0 and value_width % 16 == 0
+    return device == "cpu" and dtype == torch.float32 and whole and _compiled() is not None
+
+
+@torch.compiler.disable
+def compiled(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> Tensor:
+    """The same in C++ (sparse.cpp), which reads keys and values where they are: float32 on a CPU, with gradients."""
+    bias = None if layout.bias is None else layout.bias.expand(len(query), -1, -1, -1)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, bias)):
+        return _Compiled.apply(query, key, value, bias, layout)
+    return _forward(query, key, value, bias, layout, None)
+
+
+def _problem(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, layout: BlockLayout) -> tuple:
+    """What both passes are told, and the tensors that must live as long."""
+    tiles, index = layout.tiles, layout.index
+    (batch, heads, queries, width), kv_heads, keys = query.shape, key.shape[1], key.shape[2]
+    index = index if index.stride()[2:] == (index.shape[3], 1) else index.contiguous()
+    diagonal = tiles.first + tiles.own if tiles.causal else torch.full_like(tiles.own, -1)
+    tables = [tiles.start, tiles.rows, tiles.begun, diagonal, tiles.key_start, tiles.key_rows]
+    tables = [x.contiguous() for x in tables]
+    problem = _Problem(
+        index=index.data_ptr(),
+        index_batch=0 if len(index) == 1 else index.stride(0) // index.shape[3],
+        index_head=0 if index.shape[1] == 1 else index.stride(1) // index.shape[3],
+        bias=None if bias is None else bias.data_ptr(),
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        tiles=index.shape[2],
+        entries=index.shape[3],
+        block=tiles.block_size,
+        width=width,
+        value_width=value.shape[3],
+        queries=queries,
+        keys=keys,
+        threads=torch.get_num_threads(),
+    )
+    for name, x in zip(_TABLES, tables, strict=True):
+        setattr(problem, name, _Table(x.data_ptr(), 0 if len(x) == 1 else x.shape[1]))
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        setattr(problem, name, _strided(x))
+    return problem, (index, tables)
+
+
+def _strided(x: Tensor) -> _Strided:
+    return _Strided(x.data_ptr(), *x.stride()[:3])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with the last dimension, and for keys and values the one before, without gaps."""
+    return x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, layout: BlockLayout, lse: Tensor | None
+) -> Tensor:
+    query = query if query.stride(3) == 1 else query.contiguous()
+    key, value, bias = _rows(key), _rows(value), None if bias is None else bias.contiguous()
+    problem, _kept = _problem(query, key, value, bias, layout)
+    heads, width = query.shape[1], value.shape[3]
+    out = query.new_zeros(len(query), query.shape[2], heads, width).transpose(1, 2)
+    problem.out, problem.lse = _strided(out), None if lse is None else lse.data_ptr()
+    _run("qwq_sparse_forward", problem)
+    return out
+
+
+class _Compiled(torch.autograd.Function):
+    """Probabilities are made again in the backward pass, as in FlashAttention (arXiv:2205.14135)."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, layout: BlockLayout) -> Tensor:
+        lse = query.new_empty(query.shape[:3])
+        out = _forward(query, key, value, bias, layout, lse)
+        ctx.save_for_backward(query, key, value, bias, out, lse)
+        ctx.layout = layout
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, out, lse = ctx.saved_tensors
+        query, grad = (x if x.stride(3) == 1 else x.contiguous() for x in (query, grad))
+        key, value, bias = _rows(key), _rows(value), None if bias is None else bias.contiguous()
+        problem, _kept = _problem(query, key, value, bias, ctx.layout)
+        problem.parts = parts = max(1, problem.threads // (problem.batch * problem.kv_heads))
+        grad_query = torch.zeros_like(query)
+        grad_key, grad_value = (x.new_zeros(parts, *x.shape) for x in (key, value))
+        grad_bias = None if bias is None else torch.zeros_like(bias)
+        problem.out, problem.grad_out, problem.grad_query = _strided(out), _strided(grad), _strided(grad_query)
+        problem.grad_key.data, problem.grad_value.data = grad_key.data_ptr(), grad_value.data_ptr()
+        problem.lse, problem.grad_bias = lse.data_ptr(), None if grad_bias is None else grad_bias.data_ptr()
+        _run("qwq_sparse_backward", problem)
+        return grad_query, grad_key.sum(0), grad_value.sum(0), grad_bias, None

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qwq.kernels.attention import causal_attention
 from qwq.kernels.elementwise import rotate
 from qwq.kernels.linear import Linear
-from qwq.kernels.sparse import Tiles
+from qwq.kernels.sparse import BlockLayout, Tiles, compiled, takes
+from qwq.model.block_layout import everything
 from qwq.model.config import ModelConfig
 from qwq.model.layers import norm
-from qwq.model.sparsity import SparseAttention
+from qwq.model.sparsity import SparseAttention, cut_tokens
+
+_BLOCK = 64  # tokens that the kernel computes together where a config has no say
 
 
 class KVCache:
@@ -85,7 +87,7 @@ class CacheRows:
     def begin(self, new: int, device: torch.device) -> tuple[Tensor, Tensor | None, bool]:
         """Before `new` tokens a row: their positions [B, T], the mask [B, 1, T, S] or None, whether it is causal."""
         self.before = before = self.cache.lengths[self.start : self.stop]
-        self.new = new
+        self.new, self.mask = new, None
         self.total = max(before) + new
         self.cache.reserve(self.total)
         starts = torch.tensor(before, device=device)
@@ -94,7 +96,8 @@ class CacheRows:
         if self.at is None and (new == 1 or before[0] == 0):
             return positions, None, new > 1
         seen = torch.arange(self.total, device=device)
-        return positions, (seen <= positions[:, :, None])[:, None], False
+        self.mask = (seen <= positions[:, :, None])[:, None]
+        return positions, self.mask, False
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep key, value [B, K, T, D] of the new tokens; returns those of all tokens, [B, K, S, D]."""
@@ -161,7 +164,7 @@ class Tokens:
     boundaries: list[int] | None = None  # packed documents (B is 1): document i is [boundaries[i], boundaries[i + 1])
     marked: Tensor | None = None  # [B, S], True for tokens that are global in sparse attention
     memory: "Memory | None" = None  # in cross-attention: whose keys they are
-    tiles: Tiles | None = None  # how sparse attention cuts them
+    tiles: dict[int, Tiles] = field(default_factory=dict)  # how they are cut into blocks of so many tokens
 
 
 @dataclass
@@ -188,16 +191,27 @@ class DenseAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, key_boundaries: list[int] | None = None
     ) -> Tensor:
+        if query.shape[2] >= 16 and takes(query.device.type, query.dtype, query.shape[3], value.shape[3]):
+            out = _by_kernel(query, key, value, tokens, key_boundaries)
+            if out is not None:
+                return out
         if tokens.boundaries is not None:
             ends = tokens.boundaries if key_boundaries is None else key_boundaries
             documents = zip(_slices(tokens.boundaries), _slices(ends), strict=True)
-            alone = replace(tokens, boundaries=None)
+            alone = replace(tokens, boundaries=None, tiles={})
             parts = [self(query[:, :, q], key[:, :, k], value[:, :, k], alone) for q, k in documents]
             return torch.cat(parts, dim=2)
-        if tokens.causal and tokens.mask is None and value.shape[-1] == query.shape[-1]:
-            return causal_attention(query, key, value)
         causal = tokens.causal and tokens.mask is None
         return F.scaled_dot_product_attention(query, key, value, tokens.mask, is_causal=causal, enable_gqa=True)
+
+
+@torch.compiler.disable
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, tokens: Tokens, key_boundaries: list[int] | None
+) -> Tensor | None:
+    """The same through the kernel for blocks, each of which sees all others; None where a mask is not by length."""
+    tiles = cut_tokens(query, key, tokens, key_boundaries, _BLOCK)
+    return None if tiles is None else compiled(query, key, value, BlockLayout(tiles, everything(tiles)))
 
 
 def _slices(boundaries: list[int]) -> list[slice]:
@@ -260,5 +274,5 @@ class CrossAttention(Attention):
             key, value = self.key_value(memory.states)
             if memory.keep:
                 memory.kept[self.layer] = key, value
-        seen = replace(tokens, causal=False, mask=memory.mask, marked=None, memory=memory, tiles=None)
+        seen = replace(tokens, causal=False, mask=memory.mask, marked=None, memory=memory, tiles={})
         return self.output(self.attend(self.query(x), key, value, seen, memory.boundaries))

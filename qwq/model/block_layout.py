@@ -169,8 +169,8 @@ class AttentionPattern:
         for part in self.parts:
             if isinstance(part, Local):
                 reach = (part.window + self.block_size - 2) // self.block_size
-                steps = torch.arange(-reach, 1 if tiles.causal else reach + 1, device=device)
-                found.append(centre + steps)
+                steps = torch.arange(1, reach + 1, device=device)
+                found += [centre - steps] if tiles.causal else [centre - steps, centre + steps]
             elif isinstance(part, Global):
                 found.append(torch.arange(self.global_blocks, device=device).expand(*centre.shape[:3], -1))
             elif isinstance(part, Random):
@@ -185,11 +185,11 @@ class AttentionPattern:
         return torch.where(index < 0, -1, index + tiles.first[:, None, :, None])
 
 
-def everything(tiles: Tiles, heads: int) -> Tensor:
-    """Lists with every block of the tile's document: [B, heads, Q, largest document]."""
-    index = torch.arange(int(tiles.total.max()), device=tiles.own.device).expand(*tiles.own.shape, -1)
-    index = torch.where(index < tiles.total[..., None], index + tiles.first[..., None], -1)
-    return index[:, None].expand(-1, heads, -1, -1)
+def everything(tiles: Tiles) -> Tensor:
+    """Lists with every block of the document that the tile may see: [B, 1, Q, largest document]."""
+    end = tiles.own + 1 if tiles.causal else tiles.total
+    index = torch.arange(int(end.max()), device=end.device).expand(*end.shape, -1)
+    return torch.where(index < end[..., None], index + tiles.first[..., None], -1)[:, None]
 
 
 def _numbers(marked: Tensor) -> Tensor:

@@ -43,9 +43,10 @@ class SparseAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, tokens: "Tokens", key_boundaries: list[int] | None = None
     ) -> Tensor:
         """query [B, H, T, D], key [B, K, S, D], value [B, K, S, Dv] -> [B, H, T, Dv]"""
-        if tokens.tiles is None:  # every layer of a call cuts alike
-            tokens.tiles = self.cut(query, key, tokens, key_boundaries)
-        tiles, heads = tokens.tiles, key.shape[1]
+        heads = key.shape[1]
+        tiles = cut_tokens(query, key, tokens, key_boundaries, self.pattern.block_size)
+        if tiles is None:
+            raise ValueError("attention_mask: sparse attention wants the padding after the tokens of a row")
         marked = None if tokens.marked is None else _marked_blocks(tokens.marked, tiles)
         index, bias = self.pattern.fixed(tiles, self.layer, heads, marked), None
         if self.pattern.top_k:
@@ -58,29 +59,12 @@ class SparseAttention(nn.Module):
             wide = wide | marked.gather(1, (tiles.first + tiles.own).expand(len(marked), -1))
         some, rest = wide.any(0), ~wide.all(0)
         tall = replace(tiles, rows=tiles.rows * wide).take(some)
-        out = block_attention(query, key, value, BlockLayout(tall, everything(tall, heads)))
+        out = block_attention(query, key, value, BlockLayout(tall, everything(tall)))
         if bool(rest.any()):
             others = replace(tiles, rows=tiles.rows * ~wide).take(rest)
             narrow = BlockLayout(others, index[:, :, rest], None if bias is None else bias[:, :, rest])
             out = out + block_attention(query, key, value, narrow)
         return out
-
-    def cut(self, query: Tensor, key: Tensor, tokens: "Tokens", key_boundaries: list[int] | None) -> Tiles:
-        """How this call's tokens are cut into blocks."""
-        size, cross, device = self.pattern.block_size, tokens.memory is not None, query.device
-        causal = not cross and (tokens.causal or tokens.cache is not None)
-        if tokens.boundaries is not None:
-            ends = tokens.boundaries if key_boundaries is None else key_boundaries
-            return cut_packed(tokens.boundaries, ends, size, causal, device)
-        queries, keys = query.shape[2], key.shape[2]
-        starts = [0] if tokens.cache is None else tokens.cache.before
-        starts = starts[:1] if len(set(starts)) == 1 else starts
-        lengths, padded = torch.tensor([keys], device=device), False
-        if not cross and tokens.cache is not None:
-            lengths = torch.tensor(starts, device=device) + queries
-        elif tokens.mask is not None:
-            lengths, padded = _lengths(tokens.mask), not cross
-        return cut(starts, queries, lengths, keys, size, causal=causal, padded=padded)
 
     def summaries(self, query: Tensor, key: Tensor, tokens: "Tokens", tiles: Tiles) -> tuple[Tensor, Tensor]:
         """What stands for every tile of queries [B, K, Q, D] and for every block of keys [B, K, blocks, D]."""
@@ -131,12 +115,32 @@ def _mean(x: Tensor, rows: Tensor) -> Tensor:
     return (x * weight.to(x.dtype)[:, None, :, :, None]).sum(3)
 
 
-def _lengths(mask: Tensor) -> Tensor:
-    """A mask [B, 1, 1, S] that leaves out padding at the end -> tokens of every row [B]."""
-    seen = mask[:, 0, -1]
-    if bool((seen[:, 1:] > seen[:, :-1]).any()):
-        raise ValueError("attention_mask: sparse attention wants the padding after the tokens of a row")
-    return seen.sum(-1)
+def cut_tokens(
+    query: Tensor, key: Tensor, tokens: "Tokens", key_boundaries: list[int] | None, size: int
+) -> Tiles | None:
+    """How a call's tokens are cut into blocks of `size`, the same for all its layers; None where a mask forbids it."""
+    if size in tokens.tiles:
+        return tokens.tiles[size]
+    cache, mask, cross, device = tokens.cache, tokens.mask, tokens.memory is not None, query.device
+    causal = not cross and (tokens.causal or cache is not None)
+    if tokens.boundaries is not None:
+        ends = tokens.boundaries if key_boundaries is None else key_boundaries
+        return tokens.tiles.setdefault(size, cut_packed(tokens.boundaries, ends, size, causal, device))
+    queries, keys = query.shape[2], key.shape[2]
+    starts = [0] if cache is None else cache.before
+    starts = starts[:1] if len(set(starts)) == 1 else starts
+    lengths, padded = torch.tensor([keys], device=device), False
+    if cache is not None and not cross:
+        if mask is not cache.mask:
+            return None
+        lengths = torch.tensor(starts, device=device) + queries
+    elif mask is not None:
+        seen = mask[:, 0, -1]
+        if mask.shape[2] > 1 or bool((seen[:, 1:] > seen[:, :-1]).any()):
+            return None
+        lengths, padded = seen.sum(-1), not cross
+    tiles = cut(starts, queries, lengths, keys, size, causal=causal, padded=padded)
+    return tokens.tiles.setdefault(size, tiles)
 
 
 def _marked_blocks(marked: Tensor, tiles: Tiles) -> Tensor:
