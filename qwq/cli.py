@@ -18,6 +18,8 @@ tokenizer = tyro.extras.SubcommandApp()
 app.command(data, name="data", help="Documents and token shards: build, tokenize.")
 app.command(tokenizer, name="tokenizer", help="Tokenizers: train.")
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Bench = Literal["ablation", "attention", "corpus", "data", "decode", "depth", "moe", "nano", "objectives", "tokenizer",
+                "train"]  # fmt: skip
 
 
 @app.command
@@ -87,6 +89,64 @@ def train(*recipe_and_flags: Positional[str]) -> None:
     from qwq.recipes.command import main as run
 
     run(list(recipe_and_flags))
+
+
+@app.command
+def plan(
+    recipe: Positional[str], /, *, gpus: int, gpu: str = "h100", tokens: int | None = None, json: Json = False
+) -> None:
+    """What a training run would take that is not started: layout, memory, traffic, time and energy.
+
+    Args:
+        recipe: a recipe's name (qwq-32b-sparse) or a JSON file.
+        gpus: how many.
+        gpu: which kind: h100, h200, a100, ...
+        tokens: to train on; left out, the recipe's.
+        json: print one JSON object.
+    """
+    from qwq.recipes import find
+    from qwq.train.plan_cluster import plan as run
+    from qwq.train.plan_cluster import print_plan
+
+    found = run(find(recipe), gpus, gpu, tokens)
+    if json:
+        _print_json(**found)
+    else:
+        print_plan(found)
+
+
+@app.command(name="eval")
+def evaluate(
+    *,
+    model: str,
+    tasks: str | None = None,
+    suite: str | None = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    unsafe: Json = False,
+    json: Json = False,
+) -> None:
+    """Measure a model on benchmarks, from local files in their official formats.
+
+    Args:
+        model: a folder, a .gguf file, a hub id or a built-in name (smollm2).
+        tasks: names with commas between them; a wrong one lists them all.
+        suite: "scorecard" measures every row of the evaluation and writes scorecard.html.
+        data_dir: the folder of data sets; left out, QWQ_DATA_DIR.
+        limit: examples of each task at most.
+        fewshot: examples in front of each question; left out, the task's own number.
+        seed: of the examples that are drawn.
+        out: the report, JSON; finished answers are kept beside it, so that an interrupted run goes on.
+        unsafe: run generated code even where nothing contains it.
+        json: print one JSON object.
+    """
+    from qwq.evals import run
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",")]
+    run(model, names, suite, data_dir, limit, out, json, unsafe, fewshot=fewshot, seed=seed)
 
 
 @app.command
@@ -260,7 +320,7 @@ def info(model: Positional[str], /, *, json: Json = False) -> None:
 
 
 @app.command
-def bench(name: Positional[Literal["train", "decode", "nano"]], /, *, json: Path | None = None) -> None:
+def bench(name: Positional[Bench], /, *, json: Path | None = None) -> None:
     """Measure against peers, interleaved in one run.
 
     Args:

@@ -62,6 +62,8 @@ class UsageBody(TypedDict):
     completion_tokens: int
     total_tokens: int
     completion_tokens_details: TokensDetails
+    flops: int
+    mean_depth: float
 
 
 class AssistantMessage(TypedDict):
@@ -187,11 +189,14 @@ def usage_of(choices: Sequence[Choice], n: int) -> UsageBody:
     """Token counts of all choices; a prompt that `n` choices share counts once."""
     prompt = sum(choice.usage.prompt_tokens for choice in choices[::n])
     completion = sum(choice.usage.completion_tokens for choice in choices)
+    layers = sum((choice.usage.mean_depth or 0) * choice.usage.completion_tokens for choice in choices)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "completion_tokens_details": {"reasoning_tokens": sum(choice.usage.reasoning_tokens for choice in choices)},
+        "flops": sum(choice.usage.flops or 0 for choice in choices),
+        "mean_depth": round(layers / max(1, completion), 3),
     }
 
 

@@ -154,6 +154,10 @@ class _Sampling(_Strict):
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="1 changes nothing.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    max_thinking_tokens: int | None = Field(None, ge=0, description="Longer thinking is closed, and the answer begins.")
+    compute: Literal["full", "speculative", "early-exit"] | None = Field(
+        None, description="How the layers are spent; all but full need a model that was trained with exits."
+    )
 
     @model_validator(mode="before")
     @classmethod
