@@ -19,7 +19,18 @@ def speaking(tokenizer, text: str) -> Decoder:
     ids = [*tokenizer.encode(text, special=True), tokenizer.eos_token_ids[0]]
     assert len(set(ids)) == len(ids), "a token comes twice"
     size = tokenizer.vocab_size
-    model = Decoder(ModelConfig(size, size, 32, 1, 2, 2, 16, max_position_embeddings=2048, tie_word_embeddings=False))
+    config = ModelConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    model = Decoder(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
