@@ -1,8 +1,8 @@
 """`qwq bench ablation`: what each part of the design buys at the size of `qwq-nano`, in bits per byte of held-out text.
 
-Every arm is the dense model with one part added or taken away; the last one is the whole extended design. An arm is
-read twice: after as many tokens as the dense model, and after as much time of one core, in a run of its own whose
-schedule ends there. What is read of long documents is at 4,096 tokens, after training at 512.
+Every arm is the dense model with one part added or taken away; the last one is the whole extended design. All train on
+as many tokens, and the dense model in a second run on more. Between its two runs, in the logarithm of their steps, lies
+what it reaches in the time that an arm took. What is read of long documents is at 4,096 tokens, after training at 512.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ PARTS = {  # part: (arm with it, arm without it)
     "rotary, not sinusoidal": ("dense", "sinusoidal"),
     "the whole extended design": ("extended", "dense"),
 }
-SAME = 0.05  # a step time this close to the dense model's is not run twice
+LONGER = 1.4  # times the steps of all runs: the second run of the dense model
 LONG = 4096
 RANGES = (0, 512, 1024, 2048, LONG)
 
@@ -76,46 +77,54 @@ def run(
     recipes = arms()
     made = {name: functools.partial(runs.ours, recipe, 0) for name, recipe in recipes.items()}
     seconds = runs.step_seconds(made, recipes["dense"].model.vocab_size, folder / "step-seconds.json")
-    tokens = {name: round(60 * minutes / seconds["dense"]) for name in recipes}
-    time = {name: round(60 * minutes / seconds[name]) for name in recipes}
-    time = {name: tokens[name] if abs(count / tokens[name] - 1) < SAME else count for name, count in time.items()}
-    wanted = [(arm, seed, tokens[arm]) for seed in range(seeds) for arm in recipes]
-    wanted += [(arm, seed, time[arm]) for seed in range(seeds) for arm in recipes if time[arm] != tokens[arm]]
-    jobs = [_job(arm, seed, steps, steps == tokens[arm], recipes[arm]) for arm, seed, steps in wanted]
-    results = {(r["job"]["arm"], r["job"]["seed"], r["job"]["steps"]): r for r in runs.train_all(jobs, folder, fit)}
-    rows, short = [], {"equal tokens": tokens, "equal time": time}
-    for part, (on, off) in PARTS.items():
-        for reading, steps in short.items():
-            ours, theirs = (
-                [results[arm, seed, steps[arm]]["bits_per_byte"]["mean"] for seed in range(seeds)] for arm in (on, off)
-            )
+    steps = round(60 * minutes / seconds["dense"])
+    wanted = [(arm, seed, steps) for arm in recipes for seed in range(seeds)]
+    wanted += [("dense", seed, round(LONGER * steps)) for seed in range(seeds)]
+    results = runs.train_all([_job(*job, recipes[job[0]]) for job in wanted], folder, fit)
+    parts = list(_readings(results, seconds, seeds))
+    rows = []
+    for part in parts:
+        for reading, (ours, theirs) in part["readings"].items():
             ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-            case = f"nano-{minutes:g}-minutes-{reading.replace(' ', '-')}-{on}-{off}"
-            means = statistics.mean(ours), statistics.mean(theirs)
-            spread = min(ratios), max(ratios)
-            median = statistics.median(ratios)
-            rows.append(common.Row(case, off, f"without: {part}", *means, "bits/byte", median, spread, None))
-    kept = list(results.values())
-    more = {"minutes": minutes, "seeds": seeds, "step_seconds": seconds, "steps": short, "runs": kept}
+            numbers = statistics.mean(ours), statistics.mean(theirs), "bits/byte", statistics.median(ratios)
+            case = f"nano-{steps}-steps-{reading}-{part['on']}-{part['off']}"
+            rows.append(common.Row(case, part["part"], "", *numbers, (min(ratios), max(ratios)), None))
+    more = {"seeds": seeds, "step_seconds": seconds, "steps": steps, "parts": parts, "runs": results}
     found = common.report("ablation", rows, common.limits(), common.versions(), json_path, **more)
     if page.is_file():
-        ablation_page.write(page, found, PARTS, RANGES)
+        ablation_page.write(page, found, RANGES)
     return found
 
 
-def _job(arm: str, seed: int, steps: int, more: bool, recipe: Recipe) -> dict:
-    return {"arm": arm, "seed": seed, "steps": steps, "more": more, "recipe": recipe.to_dict()}
+def _readings(results: list[dict], seconds: dict[str, float], seeds: int) -> Iterator[dict]:
+    """Of every part: bits per byte with it and without it, by seed, at equal tokens and at equal time."""
+    bits: dict[str, list[float]] = {}
+    for result in results:
+        bits.setdefault(result["job"]["arm"], []).append(result["bits_per_byte"]["mean"])
+    short, long = bits["dense"][:seeds], bits["dense"][seeds:]
+    for part, (on, off) in PARTS.items():
+        readings = {}
+        time = seconds[on if off == "dense" else off] / seconds["dense"]
+        for reading, more in (("equal tokens", 1.0), ("equal time", time)):
+            share = math.log(more) / math.log(LONGER)
+            read = bits | {"dense": [a + (b - a) * share for a, b in zip(short, long, strict=True)]}
+            readings[reading] = read[on], read[off]
+        yield {"part": part, "on": on, "off": off, "readings": readings}
+
+
+def _job(arm: str, seed: int, steps: int, recipe: Recipe) -> dict:
+    return {"arm": arm, "seed": seed, "steps": steps, "recipe": recipe.to_dict()}
 
 
 def fit(job: dict, folder: str) -> dict:
-    """Train an arm for the job's steps on one thread; with `more`, also read its exits and long documents."""
+    """Train an arm for the job's steps on one thread, and read it: at its end, at exits, on long documents."""
     torch.set_num_threads(1)
     recipe = Recipe.from_dict(job["recipe"])
     arm = runs.ours(recipe, job["seed"])
     result = runs.fit(arm, job, Path(folder))
-    if job["more"] and job["arm"] in ("dense", "exits", "extended"):
+    if job["arm"] in ("dense", "exits", "extended"):
         result["by_depth"] = by_depth(arm, find("qwq-nano").model.exit_layers, Path(folder))
-    if job["more"] and job["arm"] in ("dense", "extended"):
+    if job["arm"] in ("dense", "extended"):
         result["by_range"] = by_range(arm.scored, recipe.data.seq_len, Path(folder))
     return result
 

@@ -7,71 +7,64 @@ from pathlib import Path
 
 BEGIN, END = "<!-- written by qwq bench ablation -->", "<!-- end of what is written -->"
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 95 % of Student's t, by number of seeds
-READINGS = ("equal tokens", "equal time")
 COLOURS = {"equal tokens": "#2a6f97", "equal time": "#e07a5f"}
 
 
-def write(page: Path, found: dict, parts: dict[str, tuple[str, str]], ranges: tuple[int, ...]) -> None:
+def write(page: Path, found: dict, ranges: tuple[int, ...]) -> None:
     """Put tables and picture between the two marks of `page`; the picture lies beside it."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    gains = {part: {r: _gain(found, *arms, r) for r in READINGS} for part, arms in parts.items()}
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     picture = page.with_suffix(".svg")
-    picture.write_text(svg(gains), encoding="utf-8")
-    blocks = [_parts(found, parts, gains), f"![What each part buys]({picture.name})", verdict(gains)]
-    blocks += [_depths(found), _ranges(found, ranges)]
-    body = "\n\n".join(blocks)
-    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+    picture.write_text(svg(found["parts"]), encoding="utf-8")
+    blocks = [_parts(found), f"![What each part buys]({picture.name})", verdict(found["parts"])]
+    body = "\n\n".join([*blocks, _depths(found), _ranges(found, ranges)])
+    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
-def _runs(found: dict, arm: str, reading: str) -> list[dict]:
-    """The runs of an arm at a reading, by seed."""
-    steps = found["steps"][reading][arm]
-    chosen = [r for r in found["runs"] if r["job"]["arm"] == arm and r["job"]["steps"] == steps]
-    return sorted(chosen, key=lambda r: r["job"]["seed"])
-
-
-def _gain(found: dict, on: str, off: str, reading: str) -> tuple[float, float]:
-    """Per cent fewer bits with the part, paired by seed: mean and half of its 95 % interval (Student's t)."""
-    pairs = zip(_runs(found, on, reading), _runs(found, off, reading), strict=True)
-    gains = [100 * (1 - a["bits_per_byte"]["mean"] / b["bits_per_byte"]["mean"]) for a, b in pairs]
+def _gain(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """Per cent fewer bits, paired by seed: the mean, and half of its 95 % interval (Student's t)."""
+    gains = [100 * (1 - a / b) for a, b in zip(ours, theirs, strict=True)]
     if len(gains) == 1:
         return gains[0], math.inf
-    half = STUDENT.get(len(gains), 2.5) * statistics.stdev(gains) / math.sqrt(len(gains))
-    return statistics.mean(gains), half
+    return statistics.mean(gains), STUDENT.get(len(gains), 2.5) * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
-def verdict(gains: dict[str, dict[str, tuple[float, float]]]) -> str:
+def verdict(parts: list[dict]) -> str:
     """One plain sentence a part."""
     lines = []
-    for part, readings in gains.items():
+    for part in parts:
         words = []
-        for reading, (mean, half) in readings.items():
-            seen = "helps" if mean > half else "hurts" if mean < -half else "makes no difference that three runs show"
+        for reading, pair in part["readings"].items():
+            mean, half = _gain(*pair)
+            seen = "helps" if mean > half else "hurts" if mean < -half else "makes no difference that these runs show"
             words.append(f"at {reading} it {seen} ({mean:+.1f} %)")
-        lines.append(f"- **{part}**: {', '.join(words)}.")
+        lines.append(f"- **{part['part']}**: {', '.join(words)}.")
     return "\n".join(lines)
+
+
+def _runs(found: dict, arm: str) -> list[dict]:
+    """The runs of an arm on as many tokens as all others."""
+    return [r for r in found["runs"] if r["job"]["arm"] == arm and r["job"]["steps"] == found["steps"]]
 
 
 def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def _parts(found: dict, parts: dict[str, tuple[str, str]], gains: dict) -> str:
-    names = [f"fewer bits at {reading}" for reading in READINGS]
-    lines = [f"| part | with | without | {names[0]} | time of a step | {names[1]} |", "|---" * 6 + "|"]
-    for part, (on, off) in parts.items():
-        bits = [_cell([r["bits_per_byte"]["mean"] for r in _runs(found, arm, READINGS[0])]) for arm in (on, off)]
-        time = found["step_seconds"][on] / found["step_seconds"][off]
-        cells = [f"{mean:+.1f} % ± {half:.1f}" for mean, half in gains[part].values()]
-        lines.append(f"| {part} | {bits[0]} | {bits[1]} | {cells[0]} | {time:.2f} x | {cells[1]} |")
-    steps, seconds = found["steps"]["equal tokens"]["dense"], found["step_seconds"]["dense"]
-    tokens = _runs(found, "dense", READINGS[0])[0]["tokens"]
+def _parts(found: dict) -> str:
+    lines = ["| part | with | without | fewer bits at equal tokens | time of a step | fewer bits at equal time |"]
+    lines.append("|---" * 6 + "|")
+    seconds = found["step_seconds"]
+    for part in found["parts"]:
+        tokens, time = (_gain(*part["readings"][reading]) for reading in COLOURS)
+        bits = " | ".join(map(_cell, part["readings"]["equal tokens"]))
+        ratio = seconds[part["on"]] / seconds[part["off"]]
+        gains = f"{tokens[0]:+.1f} % ± {tokens[1]:.1f} | {ratio:.2f} x | {time[0]:+.1f} % ± {time[1]:.1f}"
+        lines.append(f"| {part['part']} | {bits} | {gains} |")
+    tokens = _runs(found, "dense")[0]["tokens"]
     intro = (
-        f"Mean bits per byte of held-out English, Chinese and code; {found['seeds']} seeds, mean (least to most). The "
-        f"dense model takes {steps} steps, {tokens:,} tokens, in {found['minutes']:g} minutes of one core "
-        f"({seconds:.3f} s a step); fewer bits are better, and ± is a 95 % interval over the seeds, paired."
+        f"Mean bits per byte of held-out English, Chinese and code; {found['seeds']} seeds, mean (least to most); "
+        f"{found['steps']} steps, {tokens:,} tokens, {found['steps'] * seconds['dense'] / 60:.1f} minutes of one core "
+        f"for the dense model ({seconds['dense']:.3f} s a step). ± is a 95 % interval over the seeds, paired."
     )
     return intro + "\n\n" + "\n".join(lines)
 
@@ -79,7 +72,7 @@ def _parts(found: dict, parts: dict[str, tuple[str, str]], gains: dict) -> str:
 def _depths(found: dict) -> str:
     """Bits per byte at the exits."""
     arms = ("dense", "exits", "extended")
-    by = {arm: _runs(found, arm, READINGS[0]) for arm in arms}
+    by = {arm: _runs(found, arm) for arm in arms}
     depths = list(by["dense"][0]["by_depth"])
     lines = [f"| left after | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
     for depth in depths:
@@ -97,7 +90,7 @@ def _ranges(found: dict, ranges: tuple[int, ...]) -> str:
     columns = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(ranges)]
     lines = [f"| model | read | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for arm in ("dense", "extended"):
-        by = [r["by_range"] for r in _runs(found, arm, READINGS[0])]
+        by = [r["by_range"] for r in _runs(found, arm)]
         for reading in by[0]:
             cells = [_cell([r[reading][i] for r in by]) for i in range(len(columns))]
             lines.append(f"| {arm} | {reading} | {' | '.join(cells)} |")
@@ -109,14 +102,18 @@ def _ranges(found: dict, ranges: tuple[int, ...]) -> str:
     return f"## Length\n\n{intro}\n\n" + "\n".join(lines)
 
 
-def svg(gains: dict[str, dict[str, tuple[float, float]]]) -> str:
+def svg(parts: list[dict]) -> str:
     """Per cent fewer bits of every part with its interval, at equal tokens and at equal time."""
-    reach = max(1.0, max(abs(mean) + min(half, 4) for part in gains.values() for mean, half in part.values()))
+    gains = [{reading: _gain(*pair) for reading, pair in part["readings"].items()} for part in parts]
+    reach = max(1.0, *(abs(mean) + min(half, 2) for gain in gains for mean, half in gain.values()))
     left, width, row, top = 250, 420, 44, 46
-    height = top + row * len(gains) + 40
+    height = top + row * len(parts) + 40
 
     def x(value: float) -> float:
-        return left + width * (0.5 + 0.5 * max(-1.0, min(1.0, value / reach)))
+        return round(left + width * (0.5 + 0.5 * max(-1.0, min(1.0, value / reach))), 1)
+
+    def text(at: float, y: float, words: str, anchor: str = "end") -> str:
+        return f'<text x="{at}" y="{y}" text-anchor="{anchor}">{words}</text>'
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 30} {height}" role="img" '
@@ -125,19 +122,14 @@ def svg(gains: dict[str, dict[str, tuple[float, float]]]) -> str:
     ]
     for number, (reading, colour) in enumerate(COLOURS.items()):
         at = left + 140 * number
-        out.append(f'<circle cx="{at}" cy="20" r="5" fill="{colour}"/><text x="{at + 10}" y="24">{reading}</text>')
-    for number, (part, readings) in enumerate(gains.items()):
+        out.append(f'<circle cx="{at}" cy="20" r="5" fill="{colour}"/>{text(at + 10, 24, reading, "start")}')
+    for number, (part, gain) in enumerate(zip(parts, gains, strict=True)):
         y = top + row * number + 16
-        out.append(f'<text x="{left - 14}" y="{y + 4}" text-anchor="end">{part}</text>')
-        for shift, (reading, (mean, half)) in zip((-6, 6), readings.items(), strict=True):
-            colour, at = COLOURS[reading], y + shift
-            out.append(
-                f'<path d="M{x(mean - half):.1f} {at}H{x(mean + half):.1f}" stroke="{colour}" stroke-width="2"/>'
-                f'<circle cx="{x(mean):.1f}" cy="{at}" r="5" fill="{colour}"/>'
-            )
+        out.append(text(left - 14, y + 4, part["part"]))
+        for shift, (reading, colour) in zip((-6, 6), COLOURS.items(), strict=True):
+            mean, half = gain[reading]
+            line = f'<path d="M{x(mean - half)} {y + shift}H{x(mean + half)}" stroke="{colour}" stroke-width="2"/>'
+            out.append(f'{line}<circle cx="{x(mean)}" cy="{y + shift}" r="5" fill="{colour}"/>')
     for value in (-reach, -reach / 2, 0.0, reach / 2, reach):
-        out.append(f'<text x="{x(value):.1f}" y="{height - 16}" text-anchor="middle" fill="#555">{value:+.1f} %</text>')
-    out.append(
-        f'<text x="{left - 14}" y="{height - 16}" text-anchor="end" fill="#555">fewer bits per byte</text></svg>'
-    )
-    return "\n".join(out) + "\n"
+        out.append(text(x(value), height - 16, f"{value:+.1f} %", "middle"))
+    return "\n".join([*out, text(left - 14, height - 16, "fewer bits per byte"), "</svg>\n"])

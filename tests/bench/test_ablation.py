@@ -1,6 +1,7 @@
 """The ablation changes one part at a time, goes on where it was, and says in its page what the numbers say."""
 
 import dataclasses
+import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -57,8 +58,8 @@ def test_an_arm_is_read_at_its_exits_and_on_long_documents(folder, tiny_config, 
         objective=ObjectiveConfig(early_exit_loss_coef=0.1),
         training=TrainingConfig(batch_size=2, micro_batch_size=2),
     )
-    result = ablation.fit(ablation._job("extended", 0, 30, True, recipe), str(folder))
-    untrained = ablation.fit(ablation._job("extended", 0, 1, True, recipe), str(folder))
+    result = ablation.fit(ablation._job("extended", 0, 30, recipe), str(folder))
+    untrained = ablation.fit(ablation._job("extended", 0, 1, recipe), str(folder))
     assert result["bits_per_byte"]["mean"] < untrained["bits_per_byte"]["mean"]
     assert result["tokens"] == 30 * 2 * 64
     assert set(result["by_depth"]) == {"1", "2"}
@@ -71,7 +72,7 @@ def test_an_arm_is_read_at_its_exits_and_on_long_documents(folder, tiny_config, 
 
 def test_finished_runs_are_not_done_again(tmp_path):
     """Kept results answer for their jobs, whatever the order; nothing is trained."""
-    jobs = [ablation._job("dense", seed, 5, True, ablation.arms()["dense"]) for seed in range(3)]
+    jobs = [ablation._job("dense", seed, 5, ablation.arms()["dense"]) for seed in range(3)]
     lines = [f'{{"job": {runs._key(job)}, "number": {number}}}\n' for number, job in enumerate(jobs)]
     (tmp_path / "runs.jsonl").write_text("".join(reversed(lines)))
 
@@ -84,16 +85,27 @@ def test_finished_runs_are_not_done_again(tmp_path):
 def found(bits: dict[str, list[float]]) -> dict:
     """What the bench hands to the page, of made-up runs: mean bits per byte of every arm, by seed."""
     results = []
-    for arm, values in bits.items():
+    for arm, values in [*bits.items(), ("dense", [b - 0.1 for b in bits["dense"]])]:
         for seed, value in enumerate(values):
-            job = {"arm": arm, "seed": seed, "steps": 100}
+            steps = 100 if len(results) < 3 * len(bits) else 140
             by_range = {"in pieces": [2.0, 2.1], "whole": [2.0, 2.5], "whole, YaRN": [2.1, 2.2]}
-            by_depth = {"1": value + 0.5, "2": value + 0.25}
-            result = {"job": job, "bits_per_byte": {"mean": value}, "tokens": 102400}
-            results.append(result | {"by_depth": by_depth, "by_range": by_range})
-    steps = dict.fromkeys(bits, 100)
-    more = {"steps": {"equal tokens": steps, "equal time": steps}, "step_seconds": dict.fromkeys(bits, 0.5)}
-    return {"runs": results, "minutes": 2.0, "seeds": 3, **more}
+            result = {"job": {"arm": arm, "seed": seed, "steps": steps}, "bits_per_byte": {"mean": value}}
+            more = {"by_depth": {"1": value + 0.5, "2": value + 0.25}, "by_range": by_range, "tokens": 102400}
+            results.append(result | more)
+    seconds = dict.fromkeys(bits, 0.5) | {"experts": 0.7, "full-heads": 0.6}
+    parts = list(ablation._readings(results, seconds, 3))
+    return {"runs": results, "steps": 100, "seeds": 3, "step_seconds": seconds, "parts": parts}
+
+
+def test_equal_time_is_read_between_the_two_runs_of_the_dense_model():
+    """An arm of 1.4 times the time meets the longer runs themselves; one of the same time the shorter ones."""
+    bits = {arm: [2.00, 2.02, 1.98] for arm in ablation.arms()}
+    parts = {part["part"]: part["readings"] for part in found(bits)["parts"]}
+    assert parts["experts"]["equal time"][1] == pytest.approx([1.90, 1.92, 1.88])
+    assert parts["sparse attention"]["equal time"] == parts["sparse attention"]["equal tokens"]
+    dense, full = parts["grouped queries (5 heads over 1)"]["equal time"]
+    assert full == [2.00, 2.02, 1.98]
+    assert dense[0] == pytest.approx(2.00 - 0.1 * math.log(1.2) / math.log(1.4))
 
 
 def test_the_page_says_what_helps_and_what_does_not(tmp_path):
@@ -102,7 +114,7 @@ def test_the_page_says_what_helps_and_what_does_not(tmp_path):
     bits = {arm: [2.00, 2.02, 1.98] for arm in ablation.arms()}
     bits |= {"experts": [1.90, 1.92, 1.88], "full-heads": [1.95, 1.97, 1.93], "sparse": [2.03, 1.97, 2.02]}
     for _ in range(2):  # written twice, it is the same
-        ablation_page.write(page, found(bits), ablation.PARTS, (0, 512, 4096))
+        ablation_page.write(page, found(bits), (0, 512, 4096))
         text = page.read_text()
         assert text.startswith("# Before")
         assert text.endswith("after\n")
@@ -114,8 +126,3 @@ def test_the_page_says_what_helps_and_what_does_not(tmp_path):
     assert "2.500 (2.500 to 2.500)" in text
     picture = ElementTree.parse(page.with_suffix(".svg")).getroot()
     assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 2 + 2 * len(ablation.PARTS)
-
-
-def test_a_recipe_of_an_arm_survives_json():
-    for recipe in ablation.arms().values():
-        assert dataclasses.replace(Recipe.from_dict(recipe.to_dict())) == recipe
