@@ -10,7 +10,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,31 +17,16 @@ import numpy as np
 
 from qwq.data.documents import Document, chunks
 from qwq.errors import QwqError
+from qwq.kernels import minhash
 
 WORDS = 13
 CHARACTERS = 20
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".jsonl.gz", ".jsonl.zst", ".json.gz")
-_TOKEN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+")
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2**64 loses nothing
 
 
-def _tokens(text: str) -> tuple[np.ndarray, float]:
-    """(a 32-bit hash of each word or Han character, the share of Han characters among them)."""
-    tokens = _TOKEN.findall(text.lower())
-    han = len(_HAN.findall(text))
-    hashes = np.fromiter((zlib.crc32(t.encode("utf-8", "replace")) for t in tokens), np.uint64, len(tokens))
-    return hashes, han / max(1, len(tokens))
-
-
-def _ngrams(tokens: np.ndarray, n: int) -> np.ndarray:
-    """A 64-bit hash of each window of n tokens."""
-    if len(tokens) < n:
-        return np.zeros(0, np.uint64)
-    hashes = np.full(len(tokens) - n + 1, n, np.uint64)
-    for i in range(n):
-        hashes = hashes * _FACTOR + tokens[i : len(tokens) - n + 1 + i]
-    return (hashes ^ (hashes >> np.uint64(29))) * _FACTOR  # the high bits depend on every token
+def _single(tokens: np.ndarray) -> int:
+    """How many of the tokens are single characters."""
+    return int((tokens & np.uint64(1)).sum())
 
 
 class NgramIndex:
@@ -66,8 +50,8 @@ class NgramIndex:
         if len(text) < CHARACTERS:  # and so it is under 13 words: no need to look closer
             self.too_short[name] += 1
             return
-        tokens, han = _tokens(text)
-        grams = _ngrams(tokens, CHARACTERS if han > 0.5 else WORDS)
+        tokens = minhash.tokens(text)
+        grams = minhash.windows(tokens, CHARACTERS if 2 * _single(tokens) > len(tokens) else WORDS)
         self.too_short[name] += not len(grams)
         if len(grams):
             self._parts.append((grams, min(len(self.names), 256) - 1))
@@ -95,10 +79,10 @@ class NgramIndex:
         """(windows of the text that are in the index, windows of the text, the set of the first hit or "")."""
         if not len(self):
             return 0, 0, ""
-        tokens, han = _tokens(text)
+        tokens = minhash.tokens(text)
         hits, total, owner = 0, 0, ""
-        for n in (CHARACTERS, WORDS) if han > 0 else (WORDS,):
-            grams = _ngrams(tokens, n)
+        for n in (CHARACTERS, WORDS) if _single(tokens) else (WORDS,):
+            grams = minhash.windows(tokens, n)
             total = max(total, len(grams))
             slot = grams >> self._shift
             maybe = (self._bits[slot >> np.uint64(3)] >> (slot & np.uint64(7)).astype(np.uint8)) & 1

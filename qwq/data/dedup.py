@@ -14,7 +14,6 @@ from qwq.data.documents import Document
 from qwq.kernels import minhash
 
 _SPACE = re.compile(r"\s+")
-_NOT_WORD = re.compile(r"[\W_]+")
 PARAGRAPH = {"zh": 40}  # characters from which a repeated paragraph is boilerplate rather than chance
 PARAGRAPH_OTHER = 100
 _ODD = np.random.Generator(np.random.PCG64(2)).integers(1 << 62, 1 << 63, 9, dtype=np.uint64) * 2 + 1
@@ -25,11 +24,11 @@ def fingerprint(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def normal_form(document: Document) -> str:
-    """What two copies have in common: letters and digits in lower case; for code, everything but white space."""
+def normal_key(document: Document) -> int:
+    """Equal for copies: of letters and digits in lower case; of code, of everything but white space."""
     if document.language == "code":
-        return _SPACE.sub("", document.text)
-    return _NOT_WORD.sub("", document.text.lower()) or document.text
+        return fingerprint(_SPACE.sub("", document.text))
+    return minhash.letters(document.text) or fingerprint(document.text)
 
 
 class ExactDedup:
@@ -40,7 +39,7 @@ class ExactDedup:
         self._matched = matched
 
     def __call__(self, document: Document) -> str | None:
-        key = fingerprint(normal_form(document))
+        key = normal_key(document)
         kept = self._seen.get(key)
         if kept is None:
             self._seen[key] = int(document.hash, 16)
@@ -65,7 +64,7 @@ class ParagraphDedup:
         removed = 0
         for paragraph in document.text.split("\n"):
             if len(paragraph) >= shortest:
-                key = fingerprint(_NOT_WORD.sub("", paragraph.lower()))
+                key = minhash.letters(paragraph)
                 if key in self._seen:
                     removed += len(paragraph.encode())
                     self.removed_paragraphs += 1

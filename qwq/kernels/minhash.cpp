@@ -1,8 +1,9 @@
-// MinHash of a text: its words and single characters, five in a row, under many hash functions. The plain form, to the
-// bit, is in minhash.py, which also makes the tables.
+// The words and single characters of a text as numbers: each one, every few in a row, and MinHash of these. The plain
+// form, to the bit, is in minhash.py, which also makes the tables.
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace {
@@ -26,10 +27,9 @@ inline uint32_t next(const uint8_t*& p) {
     return p += 3, (c & 7) << 18 | (p[-3] & 63u) << 12 | (p[-2] & 63u) << 6 | (p[-1] & 63u);
 }
 
-// [T] one hash a word or single character.
-std::vector<uint64_t> tokens(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table) {
-    std::vector<uint64_t> found;
-    found.reserve(bytes / 3 + 1);
+// One hash a word or single character, whose last bit tells which; room for as many as there are bytes. Their number.
+int64_t tokens(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, uint64_t* out) {
+    const uint64_t* begin = out;
     uint64_t word = 0, power = 1;
     for (const uint8_t *p = text, *end = text + bytes; p < end;) {
         const uint32_t point = next(p), folded = point < table ? fold[point] : 0;
@@ -38,31 +38,49 @@ std::vector<uint64_t> tokens(const uint8_t* text, int64_t bytes, const uint32_t*
             power *= CHARACTER;
             continue;
         }
-        if (power != 1) found.push_back(mixed(word));
-        if (folded) found.push_back(mixed(folded));
+        if (power != 1) *out++ = mixed(word) & ~1ull;
+        if (folded) *out++ = mixed(folded) | 1;
         word = 0, power = 1;
     }
-    if (power != 1) found.push_back(mixed(word));
-    return found;
+    if (power != 1) *out++ = mixed(word) & ~1ull;
+    return out - begin;
+}
+
+uint64_t window(const uint64_t* tokens, int32_t width) {
+    uint64_t sum = 0;
+    for (int32_t j = 0; j < width; j++) sum = sum * TOKEN + tokens[j];
+    return mixed(sum);
 }
 
 }  // namespace
 
-// minima [hashes], a multiple of LANES, starts as all ones; the number of shingles is returned. With `shingles` (room
-// for bytes + 1), these are written there as well.
+extern "C" int64_t qwq_tokens(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, uint64_t* out) {
+    return tokens(text, bytes, fold, table, out);
+}
+
+extern "C" void qwq_windows(const uint64_t* tokens, int64_t count, int32_t width, uint64_t* out) {
+    for (int64_t i = 0; i + width <= count; i++) out[i] = window(tokens + i, width);
+}
+
+// A hash of the letters and digits of a text in a row, 0 where there is none.
+extern "C" uint64_t qwq_letters(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table) {
+    uint64_t sum = 0;
+    for (const uint8_t *p = text, *end = text + bytes; p < end;) {
+        const uint32_t point = next(p), folded = point < table ? fold[point] : 0;
+        if (folded) sum = mixed(sum ^ folded);
+    }
+    return sum;
+}
+
+// minima [hashes], a multiple of LANES, starts as all ones. The number of shingles is returned.
 extern "C" int64_t qwq_minhash(
     const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, int32_t width, const uint64_t* factors,
-    const uint64_t* offsets, int32_t hashes, uint64_t* minima, uint32_t* shingles) {
-    const std::vector<uint64_t> row = tokens(text, bytes, fold, table);
-    if (row.empty()) return 0;
-    const int64_t n = std::min<int64_t>(width, row.size()), count = row.size() - n + 1;
-    std::vector<uint32_t> own;
-    if (!shingles) own.resize(count), shingles = own.data();
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t sum = 0;
-        for (int64_t j = 0; j < n; j++) sum = sum * TOKEN + row[i + j];
-        shingles[i] = mixed(sum) >> 32;
-    }
+    const uint64_t* offsets, int32_t hashes, uint64_t* minima) {
+    const std::unique_ptr<uint64_t[]> row(new uint64_t[bytes + 1]);
+    const int64_t found = tokens(text, bytes, fold, table, row.get());
+    const int64_t n = std::min<int64_t>(width, found), count = found ? found - n + 1 : 0;
+    std::vector<uint32_t> shingles(count);
+    for (int64_t i = 0; i < count; i++) shingles[i] = window(row.get() + i, n) >> 32;
     for (int32_t first = 0; first < hashes; first += LANES) {
         uint64_t least[LANES], a[LANES], b[LANES];
         for (int k = 0; k < LANES; k++) least[k] = minima[first + k], a[k] = factors[first + k], b[k] = offsets[first + k];

@@ -1,15 +1,16 @@
-"""MinHash of a text (Broder 1997): how alike two texts are, told from 512 bytes of each.
+"""The words of a text as numbers, and MinHash of them (Broder 1997): how alike two texts are, from 512 bytes of each.
 
-A text is the set of its shingles: five tokens in a row, where a token is a word in lower case, or one character of a
-script that is written without spaces (Chinese, Japanese, Thai ...). The share of shingles that two texts have in common
+A token is a word in lower case, or one character of a script that is written without spaces (Chinese, Japanese, Thai
+...). A text is the set of its shingles, five tokens in a row. The share of shingles that two texts have in common
 (Jaccard) is estimated by the share of hash functions whose least value over the shingles is the same. minhash.cpp is
 the fast form; without a compiler numpy gives the same numbers.
 """
 
 import ctypes
 import functools
-from collections.abc import Callable
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ _UNSPACED = (
 )  # fmt: skip
 _CHARACTER, _TOKEN, _MIX = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93))
 _HALF = np.uint64(32)
+_NONE = np.zeros(0, np.uint32)
 
 
 @functools.cache
@@ -54,26 +56,34 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> _HALF)
 
 
-def _plain_shingles(text: str) -> np.ndarray:
+def _folded(text: str) -> np.ndarray:
     points = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
     folded = _fold()[np.minimum(points, len(_fold()) - 1)]
     folded[points >= len(_fold())] = 0
+    return folded
+
+
+def _plain_tokens(text: str) -> np.ndarray:
+    folded = _folded(text)
     word = (folded > 0) & (folded < _SINGLE)
     starts = word.copy()
     starts[1:] &= ~word[:-1]
     begins = np.flatnonzero((starts | (folded >= _SINGLE))[folded > 0])
     characters = folded[folded > 0].astype(np.uint64)
     if not len(characters):
-        return np.zeros(0, np.uint32)
+        return characters
     lengths = np.diff(begins, append=len(characters))
     places = np.arange(len(characters)) - np.repeat(begins, lengths)
     powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(lengths.max() - 1, _CHARACTER)]), dtype=np.uint64)
-    tokens = _mixed(np.add.reduceat(characters * powers[places], begins))
-    width = min(WIDTH, len(tokens))
+    single = (characters[begins] >= _SINGLE).astype(np.uint64)
+    return _mixed(np.add.reduceat(characters * powers[places], begins)) & ~np.uint64(1) | single
+
+
+def _plain_windows(tokens: np.ndarray, width: int) -> np.ndarray:
     sums = np.zeros(len(tokens) - width + 1, np.uint64)
     for j in range(width):
         sums = sums * _TOKEN + tokens[j : j + len(sums)]
-    return (_mixed(sums) >> _HALF).astype(np.uint32)
+    return _mixed(sums)
 
 
 def _plain_minima(shingles: np.ndarray) -> np.ndarray:
@@ -83,42 +93,74 @@ def _plain_minima(shingles: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _compiled() -> Callable[..., int] | None:
+def _compiled() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_name("minhash.cpp"), instructions())
-    if found is None:
-        return None
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    number = ctypes.c_int32
-    found.qwq_minhash.argtypes = [
-        ctypes.c_char_p, size, pointer, number, number, pointer, pointer, number, pointer, pointer,
-    ]  # fmt: skip
-    found.qwq_minhash.restype = size
-    return found.qwq_minhash
+    if found is not None:
+        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        text: list[Any] = [ctypes.c_char_p, size, pointer, number]
+        found.qwq_tokens.argtypes, found.qwq_tokens.restype = [*text, pointer], size
+        found.qwq_letters.argtypes, found.qwq_letters.restype = text, ctypes.c_uint64
+        found.qwq_windows.argtypes, found.qwq_windows.restype = [pointer, size, number, pointer], None
+        found.qwq_minhash.argtypes = [*text, number, pointer, pointer, number, pointer]
+        found.qwq_minhash.restype = size
+    return found
 
 
-def _call(call: Callable[..., int], text: str, hashes: int, minima: int | None, room: int | None) -> int:
-    data, fold = text.encode("utf-8", "replace"), _fold()
-    factors, offsets = (f.ctypes.data for f in _functions())
-    return call(data, len(data), fold.ctypes.data, len(fold), WIDTH, factors, offsets, hashes, minima, room)
+def _given(text: str) -> tuple[bytes, int, int, int]:
+    data = text.encode("utf-8", "replace")
+    return data, len(data), _fold().ctypes.data, len(_fold())
+
+
+def tokens(text: str) -> np.ndarray:
+    """A 64-bit hash of each token, in order, uint64; its last bit is 1 where the token is a single character."""
+    fast = _compiled()
+    if fast is None:
+        return _plain_tokens(text)
+    data = _given(text)
+    room = np.empty(data[1], np.uint64)
+    return room[: fast.qwq_tokens(*data, room.ctypes.data)].copy()
+
+
+def windows(tokens: np.ndarray, width: int) -> np.ndarray:
+    """A 64-bit hash of every `width` tokens in a row, uint64; empty where there are fewer."""
+    fast = _compiled()
+    if len(tokens) < width:
+        return np.zeros(0, np.uint64)
+    if fast is None:
+        return _plain_windows(tokens, width)
+    room = np.empty(len(tokens) - width + 1, np.uint64)
+    fast.qwq_windows(tokens.ctypes.data, len(tokens), width, room.ctypes.data)
+    return room
 
 
 def shingles(text: str) -> np.ndarray:
     """The hashes of the text's shingles, uint32, each once and in order; empty where there is no letter or digit."""
-    call = _compiled()
-    if call is None:
-        return np.unique(_plain_shingles(text))
-    room = np.empty(4 * len(text) + 1, np.uint32)
-    return np.unique(room[: _call(call, text, 0, None, room.ctypes.data)])
+    found = tokens(text)
+    return np.unique((windows(found, min(WIDTH, len(found))) >> _HALF).astype(np.uint32)) if len(found) else _NONE
 
 
 def signature(text: str) -> bytes:
     """16 bits of the least value of each of HASHES functions (2 * HASHES bytes); empty where `shingles` is."""
-    call = _compiled()
-    if call is None:
-        found = _plain_shingles(text)
+    fast = _compiled()
+    if fast is None:
+        found = shingles(text)
         minima = _plain_minima(found) if len(found) else found
     else:
         minima = np.full(HASHES, -1, np.int64).view(np.uint64)
-        if not _call(call, text, HASHES, minima.ctypes.data, None):
+        factors, offsets = (f.ctypes.data for f in _functions())
+        if not fast.qwq_minhash(*_given(text), WIDTH, factors, offsets, HASHES, minima.ctypes.data):
             return b""
     return (minima >> _HALF).astype(np.uint16).tobytes()
+
+
+def letters(text: str) -> int:
+    """A 64-bit hash of the letters and digits of a text in lower case, whatever is between them; 0 where none are.
+
+    For one process: without a compiler the numbers are others, though equal for the same texts.
+    """
+    fast = _compiled()
+    if fast is not None:
+        return fast.qwq_letters(*_given(text))
+    folded = _folded(text)
+    left = folded[folded > 0].tobytes()
+    return int.from_bytes(hashlib.blake2b(left, digest_size=8).digest(), "big") if left else 0
