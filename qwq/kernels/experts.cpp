@@ -18,7 +18,8 @@
 
 constexpr int TILE = 2 * LANES;                 // columns computed together
 constexpr int ROWS = LANES == 16 ? 12 : 6;      // rows computed together: the tile fills the registers
-constexpr int BLOCK = 8 * ROWS;                 // pairs of a task of the backward pass
+constexpr int AHEAD = 8;                        // rows: how far before its use one is fetched
+constexpr int BLOCK = 8 * ROWS;                 // pairs of a task of the backward pass, at least
 
 enum Activation : int32_t { SILU = 0, RELU2 = 1, RELU = 2 };
 
@@ -107,6 +108,7 @@ template <class Row>
 void pack(Row row, int depth, int columns, float* panel) {
     for (int k = 0; k < depth; k++, panel += TILE) {
         const float* from = row(k);
+        if (k + AHEAD < depth) __builtin_prefetch(row(k + AHEAD)), __builtin_prefetch(row(k + AHEAD) + LANES);
         if (columns >= TILE) {
             for (int i = 0; i < TILE; i += LANES) store(panel + i, load(from + i));
         } else {
@@ -128,7 +130,7 @@ inline Vector shuffle(Vector a, Vector b, Ints from) {
 
 // Exchanges, in a square of LANES vectors, what a transpose moves by S rows and S columns.
 template <int S>
-void exchange(Vector* v) {
+__attribute__((always_inline)) inline void exchange(Vector* v) {
     Ints low, high;
     for (int i = 0; i < LANES; i++) {
         low[i] = i & S ? LANES + i - S : i;
@@ -164,30 +166,51 @@ void transpose(const float* from, int64_t from_stride, int rows, int columns, fl
         }
 }
 
-// act(x) and its derivative.
+// act(x) and its derivative, of n numbers.
 template <Activation A>
-inline void activate(float x, float& value, float& slope) {
-    if constexpr (A == SILU) {
-        const float s = 1.0f / (1.0f + exp_fast(-x));
-        value = x * s;
-        slope = s + value * (1.0f - s);
-    } else {
-        const float r = x > 0 ? x : 0.0f;
-        value = A == RELU ? r : r * r;
-        slope = A == RELU ? (x > 0 ? 1.0f : 0.0f) : 2.0f * r;
+void activate(int n, const float* __restrict x, float* __restrict value, float* __restrict slope) {
+    for (int i = 0; i < n; i++) {
+        if constexpr (A == SILU) {
+            const float s = 1.0f / (1.0f + exp_fast(-x[i]));
+            value[i] = x[i] * s;
+            slope[i] = s + value[i] * (1.0f - s);
+        } else {
+            const float r = x[i] > 0 ? x[i] : 0.0f;
+            value[i] = A == RELU ? r : r * r;
+            slope[i] = A == RELU ? (x[i] > 0 ? 1.0f : 0.0f) : 2.0f * r;
+        }
     }
 }
 
-// Tasks of at most `most` pairs that share an expert.
+// The gated unit backwards, for one pair: `inner` [n] = act(gate) * up, which g is the gradient of (but for the weight
+// w); the gradients of gate and up. Returns the weight's own.
+template <Activation A>
+float gate_backward(int n, float w, const float* __restrict gate, const float* __restrict up,
+                    const float* __restrict g, float* __restrict grad_gate, float* __restrict grad_up,
+                    float* __restrict inner) {
+    activate<A>(n, gate, inner, grad_gate);
+    for (int i = 0; i < n; i++) {
+        grad_up[i] = w * g[i] * inner[i];
+        grad_gate[i] *= w * g[i] * up[i];
+        inner[i] *= up[i];
+    }
+    const float grad_weight = dot(g, inner, n);
+    for (int i = 0; i < n; i++) inner[i] *= w;
+    return grad_weight;
+}
+
+// Pairs that share an expert, at most `most` to a task, an expert's tasks alike but for multiples of `step`.
 struct Task {
     int expert, first, count;
 };
 
-std::vector<Task> tasks(const Call& c, int most) {
+std::vector<Task> tasks(const Call& c, int most, int step) {
     std::vector<Task> found;
-    for (int e = 0; e < c.experts; e++)
-        for (int first = c.starts[e]; first < c.starts[e + 1]; first += most)
-            found.push_back({e, first, std::min(most, c.starts[e + 1] - first)});
+    for (int e = 0; e < c.experts; e++) {
+        const int end = c.starts[e + 1], count = end - c.starts[e], parts = (count + most - 1) / most;
+        const int each = parts ? std::min(most, ((count + parts - 1) / parts + step - 1) / step * step) : 0;
+        for (int first = c.starts[e]; first < end; first += each) found.push_back({e, first, std::min(each, end - first)});
+    }
     return found;
 }
 
@@ -232,14 +255,14 @@ int thread() {
 template <Activation A>
 void forward(const Call& c) {
     sort(c);
-    const auto work = tasks(c, TILE);
-    const int64_t C = c.size, I = c.inner, scratch = (3 * C + 3 * I) * TILE;
+    const auto work = tasks(c, TILE, TILE);
+    const int64_t C = c.size, I = c.inner, scratch = (3 * C + 4 * I) * TILE;
     const Memory rows(c.pairs() * C), all(c.threads * scratch), weight(c.pairs());
     sort_weights(c, weight.data);
 #pragma omp parallel num_threads(c.threads)
     {
         float *x = all.data + thread() * scratch, *both = x + C * TILE, *y = both + 2 * I * TILE, *value = y + C * TILE;
-        float* gathered = value + I * TILE;
+        float *slope = value + I * TILE, *gathered = slope + I * TILE;
         std::fill(x, x + scratch, 0.0f);
 #pragma omp for schedule(dynamic)
         for (size_t t = 0; t < work.size(); t++) {
@@ -253,12 +276,9 @@ void forward(const Call& c) {
             transpose(gathered, C, TILE, C, x, TILE);
             multiply(2 * I, gate_up, C, 1, x, C, both, TILE, count);
             if (c.hidden) transpose(both, TILE, 2 * I, count, c.hidden + first * 2 * I, 2 * I);
+            activate<A>(I * TILE, both, value, slope);
             for (int i = 0; i < I; i++)
-                for (int j = 0; j < TILE; j++) {
-                    float gated, slope;
-                    activate<A>(both[i * TILE + j], gated, slope);
-                    value[i * TILE + j] = gated * both[(I + i) * TILE + j] * w[j];
-                }
+                for (int j = 0; j < TILE; j++) value[i * TILE + j] *= both[(I + i) * TILE + j] * w[j];
             multiply(C, down, I, 1, value, I, y, TILE, count);
             transpose(y, TILE, C, count, rows.data + first * C, C);
         }
@@ -269,9 +289,10 @@ void forward(const Call& c) {
 // Tokens are rows here. The strides of what is read down its columns are no powers of two: they would meet in the cache.
 template <Activation A>
 void backward(const Call& c) {
-    const auto work = tasks(c, BLOCK);
     const int64_t C = c.size, I = c.inner, S = c.pairs(), wide = C + LANES, both_wide = 2 * I + LANES;
-    const int64_t most = std::max<int64_t>({C, 2 * I, S}), scratch = most * TILE + BLOCK * I;
+    const int block = std::clamp<int64_t>(S / (4 * c.threads), BLOCK, 4 * BLOCK);  // a task packs all of its weights
+    const auto work = tasks(c, block, ROWS);
+    const int64_t most = std::max<int64_t>({C, 2 * I, S}), scratch = most * TILE + block * I;
     const Memory rows(S * C), out(S * wide), both(S * both_wide), inner(S * I);
     const Memory all(c.threads * scratch), weight(S), grad_weight(S);
     sort_weights(c, weight.data);
@@ -290,18 +311,10 @@ void backward(const Call& c) {
                 multiply(count, out.data + first * wide, wide, 1, panel, C, grad_inner + i, I, columns);
             }
             for (int j = first; j < first + count; j++) {
-                const float *gate = c.hidden + j * 2 * I, *up = gate + I, *g = grad_inner + (j - first) * I;
-                float *to = both.data + j * both_wide, *kept = inner.data + j * I;
-                const float w = weight.data[j];
-                for (int i = 0; i < I; i++) {
-                    float value, slope;
-                    activate<A>(gate[i], value, slope);
-                    to[i] = w * g[i] * up[i] * slope;
-                    to[I + i] = w * g[i] * value;
-                    kept[i] = value * up[i];
-                }
-                grad_weight.data[j] = dot(g, kept, I);
-                for (int i = 0; i < I; i++) kept[i] *= w;
+                const float *gate = c.hidden + j * 2 * I, *g = grad_inner + (j - first) * I;
+                float* to = both.data + j * both_wide;
+                grad_weight.data[j] =
+                    gate_backward<A>(I, weight.data[j], gate, gate + I, g, to, to + I, inner.data + j * I);
             }
             for (int64_t i = 0; i < C; i += TILE) {
                 const int columns = std::min<int64_t>(TILE, C - i);
