@@ -1,7 +1,8 @@
 """The scheduler and the decode loop. It knows token ids; characters are `engine/text.py`'s.
 
-Requests that run share one batch: every step prefills one chunk of the oldest waiting prompt and decodes one token of
-every running request. Row i of the cache belongs to `rows[i]`; the row that is being prefilled is always the last.
+Requests that run share one batch: every step prefills one chunk of the oldest waiting prompt and decodes every running
+request, by one token, or by as many as a draft got right (speculate.py). Rows that follow each other under one policy
+are one call of the model. Row i of the cache belongs to `rows[i]`; the row that is being prefilled is always the last.
 """
 
 import atexit
@@ -11,16 +12,19 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from qwq.engine.policy import ComputePolicy
 from qwq.engine.sampler import Sampler, SamplingParams
+from qwq.engine.speculate import Decode, TorchDecode
 from qwq.errors import QwqError, UsageError
 from qwq.kernels.decode import fast_decode
 from qwq.kernels.quantised import Quantised
 from qwq.model import Decoder, KVCache
-from qwq.model.attention import CacheRows
+from qwq.model.depth import filling_flops, flops_of_token, leave_early
 
 log = logging.getLogger("qwq.engine")
 _WORTH_SHARING = 16  # tokens of a prompt's beginning; fewer are as quickly computed as copied
@@ -56,8 +60,11 @@ class Request:
     on_token: "OnToken"
     max_tokens: int
     sampler: Sampler
+    compute: ComputePolicy = field(default_factory=ComputePolicy)
     prefilled: int = 0
     generated: list[int] = field(default_factory=list)
+    layers: int = 0  # that tokens went through to make the reply, guesses included
+    flops: int = 0  # so far, the prompt's included
     logprobs: tuple[float, list[tuple[int, float]]] | None = None  # of the newest token, where params ask for it
     error: str | None = None
     cancelled: bool = False
@@ -94,7 +101,11 @@ class Engine:
         weight = model.model.norm.weight
         self.device = weight.device
         fast = fast_decode(model, quantised)
-        self.decode: Callable[[Tensor, CacheRows], Tensor] = self._decode if fast is None else fast
+        self.decode: Decode = TorchDecode(model) if fast is None else fast
+        depths = range(model.config.num_hidden_layers + 1)
+        at = [[flops_of_token(model.config, n, context, heads=0) for n in depths] for context in (0, 1)]
+        self._flops = list(zip(at[0], [b - a for a, b in zip(*at, strict=True)], strict=True))
+        self._head_flops = flops_of_token(model.config, 0, 0)
         self.cache = KVCache(model.config, max_batch_size, weight.dtype, weight.device)
         self.waiting: deque[Request] = deque()
         self.rows: list[Request] = []
@@ -110,8 +121,12 @@ class Engine:
         params: SamplingParams,
         on_token: "OnToken",
         stop_ids: Sequence[int] = (),
+        forced: Sequence[int] = (),
     ) -> Request:
-        """Queue a prompt. Raises `PromptTooLong`, `QueueFull`, or `UsageError` for an empty prompt, at once."""
+        """Queue a prompt. Raises `PromptTooLong`, `QueueFull`, or `UsageError` for an empty prompt, at once.
+
+        `UsageError`, too, for a `compute` that the model is not made for. The reply begins with the `forced` ids.
+        """
         if not prompt_ids:
             raise UsageError("the prompt is empty")
         room = self.context_length - len(prompt_ids)
@@ -119,7 +134,9 @@ class Engine:
             raise PromptTooLong(len(prompt_ids), self.context_length)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         sampler = Sampler(params, prompt_ids, self.device)
-        request = Request(prompt_ids, params, frozenset(stop_ids), on_token, limit, sampler, wake=self._notify)
+        sampler.forced.extend(forced)
+        compute = params.compute.of_model(self.model.config)
+        request = Request(prompt_ids, params, frozenset(stop_ids), on_token, limit, sampler, compute, wake=self._notify)
         with self._changed:
             if self._closed:
                 raise QwqError("the engine is closed")
@@ -167,20 +184,56 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One chunk of prefill, one token for every running request."""
+        """One chunk of prefill, one token or more for every running request."""
         self._drop_cancelled()
-        decoding = len(self.rows) - self.prefilling
-        if decoding:
-            batch = self.rows[:decoding]
-            ids = torch.tensor([[r.generated[-1]] for r in batch], device=self.device)
-            logits = self.decode(ids, self.cache.rows(0, decoding))[:, -1]
-            for row in reversed(range(decoding)):  # from the back: a row that ends gives its place to the last
-                self._accept(row, logits[row])
+        decoding = range(len(self.rows) - self.prefilling)
+        groups = [list(rows) for _, rows in groupby(decoding, lambda row: self.rows[row].compute)]
+        for rows in reversed(groups):  # from the back: a row that ends gives its place to the last
+            self._decode(rows[0], rows[-1] + 1)
         self._prefill()
 
-    def _decode(self, ids: Tensor, rows: CacheRows) -> Tensor:
-        """ids [B, 1] -> logits [B, 1, V], where there is no kernel for it."""
-        return self.model(ids, cache=rows)
+    def _decode(self, start: int, stop: int) -> None:
+        """Let rows of one policy go on."""
+        batch, rows = self.rows[start:stop], self.cache.rows(start, stop)
+        before, policy = self.cache.lengths[start:stop], batch[0].compute
+        ids = torch.tensor([[r.generated[-1]] for r in batch], device=self.device)
+        guesses = min(policy.draft_tokens, max(r.max_tokens - len(r.generated) - 1 for r in batch))
+        if policy.mode == "speculative" and guesses > 0:
+            assert policy.draft_layers is not None
+            ids, states = self.decode.draft(ids, rows, guesses, policy.draft_layers)
+            logits = self.decode.finish(ids, states, rows, policy.draft_layers)
+        elif policy.mode == "early-exit":
+            self._leave_early(ids, start, policy.confidence)
+            return
+        else:
+            logits = self.decode(ids, rows)
+        for row in reversed(range(start, stop)):
+            request, tokens = batch[row - start], ids[row - start].tolist()
+            self._spend(request, len(self._flops) - 1, before[row - start], len(tokens), 2 * len(tokens) - 1)
+            for position, token in enumerate(tokens):
+                if position and token != request.generated[-1]:
+                    break
+                self.cache.lengths[row] = before[row - start] + position + 1
+                if not self._accept(row, logits[row - start, position]):
+                    break
+
+    def _leave_early(self, ids: Tensor, start: int, confidence: float) -> None:
+        """One token of each row, each to its own depth."""
+        for row in reversed(range(start, start + len(ids))):
+            request, before = self.rows[row], self.cache.lengths[row]
+            rows = self.cache.rows(row, row + 1)
+            logits, depth = leave_early(self.model, ids[row - start, None], rows, confidence)
+            tried = {*(e + 1 for e in self.model.config.exit_layers if e < depth), depth}
+            self._spend(request, depth, before, 1, len(tried))
+            request.flops += filling_flops(self.model.config, depth)
+            self._accept(row, logits[0, -1])
+
+    def _spend(self, request: Request, layers: int, before: int, tokens: int, heads: int) -> None:
+        """Note what `tokens` tokens after `before` others cost that went through `layers` layers."""
+        fixed, each = self._flops[layers]
+        seen = before * tokens + tokens * (tokens + 1) // 2
+        request.flops += tokens * fixed + seen * each + heads * self._head_flops
+        request.layers += layers * tokens
 
     def _prefill(self) -> None:
         if not self.prefilling:
@@ -195,8 +248,10 @@ class Engine:
         chunk = request.prompt_ids[request.prefilled : request.prefilled + self.prefill_chunk]
         ids = torch.tensor([list(chunk)], device=self.device)
         logits = self.model(ids, cache=self.cache.rows(row, row + 1), logits_to_keep=1)[0, -1]
+        self._spend(request, len(self._flops) - 1, request.prefilled, len(chunk), 1)
         request.prefilled += len(chunk)
         if request.prefilled == len(request.prompt_ids):
+            request.layers = len(self._flops) - 1  # of the token that the prompt's last one gives
             self.prompt_tokens += len(request.prompt_ids)
             self.prefilling = False
             self._accept(row, logits)
@@ -210,10 +265,11 @@ class Engine:
         self.cache.move(shared.index(longest), row)
         return longest
 
-    def _accept(self, row: int, logits: Tensor) -> None:
+    def _accept(self, row: int, logits: Tensor) -> bool:
+        """Take the row's next token; returns whether the row goes on."""
         request = self.rows[row]
         if request.cancelled:
-            return  # dropped at the next step
+            return False  # dropped at the next step
         token = request.sampler(logits)
         request.generated.append(token)
         self.generated_tokens += 1
@@ -229,6 +285,7 @@ class Engine:
         if reason is not None:
             self._release(row)
             request.on_token(request, None, reason)
+        return reason is None
 
     def _drop_cancelled(self) -> None:
         with self._changed:

@@ -1,12 +1,14 @@
 """From a row of logits to the next token."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from qwq.engine.policy import ComputePolicy
 from qwq.errors import UsageError
 
 
@@ -16,6 +18,7 @@ class SamplingParams:
 
     `repetition_penalty` is CTRL's (arXiv:1909.05858), over prompt and reply; `presence_penalty` and `frequency_penalty`
     are OpenAI's, over the reply; `min_p` is arXiv:2407.01082. `max_tokens` None: as many as the context holds.
+    `compute` is a `ComputePolicy`, its mode's name or its fields; `max_thinking_tokens`, where given, is put into it.
     """
 
     max_tokens: int | None = None
@@ -29,6 +32,8 @@ class SamplingParams:
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
     logprobs: int | None = None
+    max_thinking_tokens: int | None = None
+    compute: ComputePolicy = field(default_factory=ComputePolicy)
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
@@ -48,6 +53,9 @@ class SamplingParams:
         check("repetition_penalty", self.repetition_penalty > 0, "above 0")
         check("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer")
         check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20")
+        self.compute = ComputePolicy.of(self.compute)
+        if self.max_thinking_tokens is not None:
+            self.compute = replace(self.compute, max_thinking_tokens=self.max_thinking_tokens)
         if isinstance(self.stop, str):
             self.stop = [self.stop]
         check("stop", all(isinstance(s, str) and s for s in self.stop), "a list of strings that are not empty")
@@ -60,7 +68,10 @@ _KINDS: dict[str, type] = {
 
 
 class Sampler:
-    """One request's sampler: its parameters, its own random stream, the tokens it has seen."""
+    """One request's sampler: its parameters, its own random stream, the tokens it has seen.
+
+    What is put into `forced` comes next, whatever the logits are.
+    """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device | str = "cpu"):
         self.params = params
@@ -71,17 +82,18 @@ class Sampler:
             self.generator.manual_seed(params.seed & (2**63 - 1))
         self.prompt = torch.tensor(sorted(set(prompt_ids)), dtype=torch.long, device=device)
         self.counts: dict[int, int] = {}
+        self.forced: deque[int] = deque()
 
     def __call__(self, logits: Tensor) -> int:
         """logits [V] -> token id."""
-        logits = self.penalise(logits.float())
-        if self.params.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            probabilities = self.distribution(logits)
-            token = int(torch.multinomial(probabilities, 1, generator=self.generator))
+        token = self.forced.popleft() if self.forced else self._choose(self.penalise(logits.float()))
         self.counts[token] = self.counts.get(token, 0) + 1
         return token
+
+    def _choose(self, logits: Tensor) -> int:
+        if self.params.temperature == 0:
+            return int(logits.argmax())
+        return int(torch.multinomial(self.distribution(logits), 1, generator=self.generator))
 
     def penalise(self, logits: Tensor) -> Tensor:
         """logits [V] with the penalties; the same tensor when there are none."""

@@ -21,11 +21,17 @@ _FIELDS = {f.name for f in dataclasses.fields(SamplingParams)}
 
 @dataclass
 class Usage:
-    """Token counts of one request; `reasoning_tokens` are part of `completion_tokens`."""
+    """Token counts of one request; `reasoning_tokens` are part of `completion_tokens`.
+
+    At its end also what it cost: floating-point operations, the prompt's included, and the layers that a token of the
+    reply took on average, guesses that were wrong included.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    flops: int | None = None
+    mean_depth: float | None = None
 
 
 @dataclass
@@ -151,7 +157,7 @@ class LanguageModel:
         """
         thinking = split and self.starts_thinking(prompt_ids)
         text = _TextStream(self, len(prompt_ids), params, on_delta, ThinkSplitter(thinking) if split else None)
-        return self.engine.submit(prompt_ids, params, text.on_token, sorted(self.stop_ids))
+        return self.engine.submit(prompt_ids, params, text.on_token, sorted(self.stop_ids), text.closing())
 
     def _iterate(self, prompt_ids: list[int], params: SamplingParams, *, split: bool) -> Iterator[Delta]:
         deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
@@ -203,6 +209,7 @@ class _TextStream:
         self.tokenizer, self.params, self.on_delta, self.splitter = lm.tokenizer, params, on_delta, splitter
         self.decoder = lm.tokenizer.stream()
         self.usage = Usage(prompt_tokens=prompt_tokens)
+        self.thinking_end = lm.tokenizer.encode(params.compute.thinking_end, special=True)
         self.held = ""  # text that may be the beginning of a stop string
         self.stopped = False
         self.logprobs: list[TokenLogprob] = []
@@ -220,7 +227,15 @@ class _TextStream:
             self._emit(self._until_stop(text))
         if self.splitter is not None and self.splitter.in_thinking:
             self.usage.reasoning_tokens += 1
+        if (ids := self.closing()) and not request.sampler.forced:
+            request.sampler.forced.extend(ids)
         return self.stopped
+
+    def closing(self) -> list[int]:
+        """What the model must say next: the end of its thinking, where that is as long as it may be."""
+        budget, splitter = self.params.compute.max_thinking_tokens, self.splitter
+        spent = budget is not None and self.usage.reasoning_tokens >= budget
+        return self.thinking_end if spent and splitter is not None and splitter.in_thinking else []
 
     def _until_stop(self, text: str) -> str:
         """The text that can be shown now: up to a stop string, less an end that may become one."""
@@ -245,6 +260,8 @@ class _TextStream:
             self._emit(rest + self.held)
         reasoning, content = self.splitter.flush() if self.splitter is not None else ("", "")
         self.usage.completion_tokens = len(request.generated)
+        self.usage.flops = request.flops
+        self.usage.mean_depth = request.layers / max(1, len(request.generated))
         self.on_delta(Delta(content, reasoning, reason, self.usage, request.error, self.logprobs))
 
     def _name(self, token: int) -> str:

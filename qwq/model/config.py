@@ -163,6 +163,7 @@ class ModelConfig:
 
     def _layer_parameters(self, layer: int, active: bool) -> int:
         count = self._attention_parameters(layer) + 2 * self._norm_parameters()
+        count += (layer in self.mod_layers) * (self.hidden_size + 1)
         if not self.is_moe(layer):
             return count + self._mlp_parameters(self.intermediate_size)
         experts = self.num_experts_per_tok if active else self.num_experts
@@ -178,17 +179,21 @@ class ModelConfig:
         Matrix products and attention scores only, as in PaLM's appendix B (arXiv:2204.02311). Attention is counted as
         dense; what a pattern or an exit saves is counted where it is measured (depth.py).
         """
+        layers = sum(self.layer_flops(layer, context) for layer in range(self.num_hidden_layers))
+        return (layers + 2 * self.hidden_size * self.vocab_size) * (3 if training else 1)
+
+    def layer_flops(self, layer: int, context: int) -> int:
+        """The part of one layer, forward; of one that tokens go round (mixture-of-depths), `mod_capacity` of it."""
         output, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        matmul = self.hidden_size * self.vocab_size
-        for layer in range(self.num_hidden_layers):
-            matmul += self.hidden_size * (2 * output + 2 * key)
-            if self.is_moe(layer):
-                inner = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_expert_intermediate_size
-                matmul += 3 * self.hidden_size * inner + self.hidden_size * self.num_experts
-            else:
-                matmul += (2 + self.gated_mlp) * self.hidden_size * self.intermediate_size
-        attention = self.num_hidden_layers * 2 * output * context
-        return 2 * (matmul + attention) * (3 if training else 1)
+        multiplied = self.hidden_size * (2 * output + 2 * key) + 2 * output * context
+        if self.is_moe(layer):
+            inner = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_expert_intermediate_size
+            multiplied += 3 * self.hidden_size * inner + self.hidden_size * self.num_experts
+        else:
+            multiplied += (2 + self.gated_mlp) * self.hidden_size * self.intermediate_size
+        if layer in self.mod_layers:
+            multiplied = round(self.mod_capacity * multiplied) + self.hidden_size
+        return 2 * multiplied
 
     def kv_bytes_per_token(self, itemsize: int = 4) -> int:
         """Bytes of key/value cache that one token takes."""

@@ -23,6 +23,7 @@ class Script:
     generated: list[int]
     logprobs = None
     error = None
+    flops = layers = 0
 
     def __init__(self, lm, text, *, stop=(), thinking=None):
         from qwq.tokenizer import ThinkSplitter
