@@ -40,9 +40,10 @@ class Router(nn.Module):
         probabilities = logits.softmax(-1)
         scores = probabilities + self.e_score_correction_bias if self.update_rate > 0 else probabilities
         chosen = scores.topk(self.top_k, dim=-1).indices
-        weights = probabilities.gather(-1, chosen)
-        if self.norm_topk_prob:
-            weights = weights / weights.sum(-1, keepdim=True)
+        if self.norm_topk_prob:  # the probabilities over their sum, which a bias could make zero over zero
+            weights = logits.gather(-1, chosen).softmax(-1)
+        else:
+            weights = probabilities.gather(-1, chosen)
         if torch.is_grad_enabled() and self.training:
             self._note(logits, probabilities, chosen)
         return weights.to(x.dtype), chosen

@@ -77,6 +77,18 @@ def test_the_bias_decides_who_is_chosen_and_nothing_else():
     assert gate.e_score_correction_bias.grad is None
 
 
+def test_weights_stay_weights_where_the_bias_chooses_what_the_router_would_never():
+    """Probabilities of 0 in fp32: their sum is 0 too, and a weight of 0 / 0 once ended a training run."""
+    gate = router().float()
+    gate.weight.data *= 1000
+    gate.e_score_correction_bias[:3] = 5.0
+    weights, chosen = gate(torch.randn(40, 24))
+    assert chosen.max() < 3
+    torch.testing.assert_close(weights.sum(-1), torch.ones(40))
+    weights.square().sum().backward()
+    assert gate.weight.grad.isfinite().all()
+
+
 def test_the_bias_rises_for_who_had_too_little_and_falls_for_who_had_too_much():
     model = build()
     ((name, gate),) = moe.routers(model)
