@@ -24,12 +24,15 @@ DENSE = ModelConfig(
     head_dim=32,
     use_qk_norm=True,
 )
+PATTERNS = ("local(128)+global(64)+random(1)", "local(64)+global(64)+learnable(2)")
 EXPERTS = {"num_experts": 8, "moe_intermediate_size": 256, "decoder_sparse_step": 2, "router_bias_update_rate": 0.001}
 MODELS = {
     "dense": DENSE,
     "full heads, no norm of heads": dataclasses.replace(DENSE, num_key_value_heads=4, use_qk_norm=False),
     "experts": dataclasses.replace(DENSE, **EXPERTS),
+    "sparse": dataclasses.replace(DENSE, attention_patterns=PATTERNS),
     "exits": dataclasses.replace(DENSE, exit_layers=(0, 1)),
+    "all": dataclasses.replace(DENSE, attention_patterns=PATTERNS, exit_layers=(0, 1), **EXPERTS),
 }
 
 
