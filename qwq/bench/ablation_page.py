@@ -50,56 +50,54 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
+def _table(*rows: list[str]) -> str:
+    """Markdown; the first row is the header."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
 def _parts(found: dict) -> str:
-    lines = ["| part | with | without | fewer bits at equal tokens | time of a step | fewer bits at equal time |"]
-    lines.append("|---" * 6 + "|")
-    seconds = found["step_seconds"]
+    rows, seconds = [], found["step_seconds"]
     for part in found["parts"]:
         tokens, time = (_gain(*part["readings"][reading]) for reading in COLOURS)
-        bits = " | ".join(map(_cell, part["readings"]["equal tokens"]))
-        ratio = seconds[part["on"]] / seconds[part["off"]]
-        gains = f"{tokens[0]:+.1f} % ± {tokens[1]:.1f} | {ratio:.2f} x | {time[0]:+.1f} % ± {time[1]:.1f}"
-        lines.append(f"| {part['part']} | {bits} | {gains} |")
-    tokens = _runs(found, "dense")[0]["tokens"]
+        gains = [f"{mean:+.1f} % ± {half:.1f}" for mean, half in (tokens, time)]
+        bits = map(_cell, part["readings"]["equal tokens"])
+        rows.append([part["part"], *bits, gains[0], f"{seconds[part['on']] / seconds[part['off']]:.2f} x", gains[1]])
+    header = ["part", "with", "without", "fewer bits at equal tokens", "time of a step", "fewer bits at equal time"]
+    tokens, minutes = _runs(found, "dense")[0]["tokens"], found["steps"] * seconds["dense"] / 60
     intro = (
         f"Mean bits per byte of held-out English, Chinese and code; {found['seeds']} seeds, mean (least to most); "
-        f"{found['steps']} steps, {tokens:,} tokens, {found['steps'] * seconds['dense'] / 60:.1f} minutes of one core "
-        f"for the dense model ({seconds['dense']:.3f} s a step). ± is a 95 % interval over the seeds, paired."
+        f"{found['steps']} steps, {tokens:,} tokens, {minutes:.1f} minutes of one core for the dense model "
+        f"({seconds['dense']:.3f} s a step). ± is a 95 % interval over the seeds, paired."
     )
-    return intro + "\n\n" + "\n".join(lines)
+    return f"{intro}\n\n{_table(header, *rows)}"
 
 
 def _depths(found: dict) -> str:
     """Bits per byte at the exits."""
     arms = ("dense", "exits", "extended")
-    by = {arm: _runs(found, arm) for arm in arms}
-    depths = list(by["dense"][0]["by_depth"])
-    lines = [f"| left after | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
-    for depth in depths:
-        cells = [_cell([r["by_depth"][depth] for r in by[arm]]) for arm in arms]
-        lines.append(f"| {depth} layer{'s' * (depth != '1')} | {' | '.join(cells)} |")
-    cells = [_cell([r["bits_per_byte"]["mean"] for r in by[arm]]) for arm in arms]
-    lines.append(f"| the end | {' | '.join(cells)} |")
-    return "## At the exits\n\nThe same runs at equal tokens, read where a reply may be left early.\n\n" + "\n".join(
-        lines
-    )
+    by = [_runs(found, arm) for arm in arms]
+    rows = [
+        [f"{depth} layer{'s' * (depth != '1')}", *(_cell([r["by_depth"][depth] for r in one]) for one in by)]
+        for depth in by[0][0]["by_depth"]
+    ]
+    rows.append(["the end", *(_cell([r["bits_per_byte"]["mean"] for r in one]) for one in by)])
+    intro = "The same runs at equal tokens, read where a reply may be left early."
+    return f"## At the exits\n\n{intro}\n\n{_table(['left after', *arms], *rows)}"
 
 
 def _ranges(found: dict, ranges: tuple[int, ...]) -> str:
     """Bits per byte on long documents, by position."""
-    columns = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(ranges)]
-    lines = [f"| model | read | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    columns, rows = [f"{a:,} to {b:,}" for a, b in itertools.pairwise(ranges)], []
     for arm in ("dense", "extended"):
         by = [r["by_range"] for r in _runs(found, arm)]
-        for reading in by[0]:
-            cells = [_cell([r[reading][i] for r in by]) for i in range(len(columns))]
-            lines.append(f"| {arm} | {reading} | {' | '.join(cells)} |")
+        rows += [[arm, how, *(_cell([r[how][i] for r in by]) for i in range(len(columns)))] for how in by[0]]
     intro = (
         f"Held-out documents of more than {ranges[-1]:,} tokens, bits per byte by position, after training at "
         f"{ranges[1]}: in pieces of {ranges[1]} tokens as it was trained; whole; whole with YaRN switched on. Compare "
         "within a column: the text of two columns differs."
     )
-    return f"## Length\n\n{intro}\n\n" + "\n".join(lines)
+    return f"## Length\n\n{intro}\n\n{_table(['model', 'read', *columns], *rows)}"
 
 
 def svg(parts: list[dict]) -> str:

@@ -213,7 +213,7 @@ def _step(recipe: Recipe, layout: Layout, card: GPU, counted: list[Weight]) -> d
     return {"seconds": total, "mfu": products / total, "traffic_bytes": traffic_bytes, "traffic_seconds": seconds}
 
 
-def print_plan(found: dict, console: Console | None = None) -> None:
+def print_plan(found: dict) -> None:
     """The result of `plan` as a table for a person."""
     layout, step, taken, count = found["layout"], found["step"], found["memory_bytes"], found["parameters"]
     flops, cache = found["flops_per_token"], found["cache_bytes"]
@@ -238,7 +238,7 @@ def print_plan(found: dict, console: Console | None = None) -> None:
     table = Table(title=f"{found['recipe']} on {found['gpus']} x {found['gpu']['name']}", show_header=False)
     for row in rows:
         table.add_row(*row)
-    console = Console() if console is None else console
+    console = Console()
     console.print(table)
     console.print(
         f"Assumed: {KERNELS:.0%} of the bf16 peak where nothing waits, nodes of {NODE}, links and watts as on the data "
