@@ -134,10 +134,12 @@ def scores(metrics: Mapping[str, Metric], table: Columns, groups: Sequence[str],
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    sets, numbers = list(members.values()), np.random.default_rng(seed)
+    sets, numbers = [np.array(m) for m in members.values()], np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in metrics}
     for _ in range(_RESAMPLES):
-        rows = np.concatenate([sets[i] for i in numbers.integers(len(sets), size=len(sets))])
+        rows = numbers.integers(len(sets), size=len(sets))
+        if len(sets) < len(groups):
+            rows = np.concatenate([sets[i] for i in rows])
         sample = {name: values[rows] for name, values in table.items()}
         for name, metric in metrics.items():
             drawn[name].append(metric(sample))
@@ -149,8 +151,8 @@ def scores(metrics: Mapping[str, Metric], table: Columns, groups: Sequence[str],
 
 
 def _plain(value: float) -> float | None:
-    """For JSON, which has neither NaN nor infinity."""
-    return round(float(value), 6) if math.isfinite(value) else None
+    """Eight digits, for JSON, which has neither NaN nor infinity."""
+    return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
 def _fingerprint(lm: LanguageModel) -> str:

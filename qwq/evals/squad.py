@@ -82,9 +82,14 @@ def _flat(path: Path) -> Rows:
     try:
         questions = [(p["context"], qa) for a in read_json(path)["data"] for p in a["paragraphs"] for qa in p["qas"]]
         rows = [
-            {**qa, "context": context, "answers": {"text": [answer["text"] for answer in qa["answers"]]}}
-            for context, qa in questions
-            if qa["answers"] and qa["question"] and qa["id"]
+            {
+                "id": qa["id"],
+                "context": text,
+                "question": qa["question"],
+                "answers": {"text": [a["text"] for a in qa["answers"]]},
+            }
+            for text, qa in questions
+            if qa["answers"]
         ]
     except (LookupError, TypeError) as error:
         raise QwqError(f"{path}: not in SQuAD's format (data, paragraphs, qas, answers): no {error}") from None
