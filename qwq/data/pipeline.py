@@ -27,9 +27,11 @@ from qwq.data.filters_learned import LearnedQuality, quality_model
 from qwq.data.harm import Harm, harm_model
 from qwq.data.language import lid_model
 from qwq.data.pipeline_parts import Funnel, Settings, Stage, key_of, make_pieces, new_count, tallied
+from qwq.data.report import Kept, write_report
 from qwq.data.sources import SetAside, Source, open_sources
 from qwq.errors import QwqError, UsageError
 
+SHOWN = 20  # files set aside that are named on the screen; report.json has all
 HELDOUT_FRACTION = 0.03  # of the documents, chosen by their hash
 HELDOUT_BYTES = 300_000  # at most, a language; half of it from one source, a fifth in one document
 HELDOUT_AFTER = 20  # documents that are kept first, so that a tiny corpus trains on all it has
@@ -51,10 +53,11 @@ def build(
 
     sources: names (`demo`, `chinese-poetry`, `hf:org/name`) or paths; none means `demo`. out: a new folder, or one that
     an earlier build wrote, which is replaced as a whole at the end. evaluation_dir: evaluation sets to stay clear of
-    (default QWQ_DATA_DIR). quality: drop prose that the classifier of clean prose gives less (0 to 1). workers: processes (default: one a core). executor: see `make_pieces`; the result is the
-    same to the byte. Writes documents/*.jsonl.zst, heldout/{en,zh,code}.jsonl.zst, duplicates.jsonl, report.json. A
-    build that was stopped leaves its pieces in .OUT.pieces, and the same call goes on from them. `QwqError` when
-    nothing is left; `UsageError` for a source that is not known or a folder with other things in it.
+    (default QWQ_DATA_DIR). quality: drop prose that the classifier of clean prose gives less, 0 to 1. workers:
+    processes (default: one a core). executor: see `make_pieces`; the result is the same to the byte. Writes
+    documents/*.jsonl.zst, heldout/{en,zh,code}.jsonl.zst, duplicates.jsonl, report.json and report.html. A build that
+    was stopped leaves its pieces in .OUT.pieces, and the same call goes on from them. `QwqError` when nothing is left;
+    `UsageError` for a source that is not known or a folder with other things in it.
     """
     out = Path(out)
     if out.exists() and not (out / "report.json").is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -65,7 +68,7 @@ def build(
 
     def set_aside(file: str, reason: str) -> None:
         report["set_aside"].append({"file": file, "reason": reason})
-        if progress:
+        if progress and len(report["set_aside"]) <= SHOWN:
             console.print(f"set aside {file}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
     available = _prepared(opened, set_aside)
@@ -140,12 +143,16 @@ def _join(pieces: Path, keys: list[str], out: Path, report: dict, set_aside: Set
                 if funnel(document) and (kept.count < HELDOUT_AFTER or not heldout.takes(document)):
                     kept.write(document)
         heldout.close()
-        second = Funnel({"heldout_overlap": heldout.overlap})
+        second, count = Funnel({"heldout_overlap": heldout.overlap}), Kept()
         with DocumentWriter(folder / "documents") as writer:
             for document in read_documents(folder / "first-pass.jsonl.zst") if kept.count else ():
                 if second(document):
+                    before = writer.bytes
                     writer.write(document)
-                    _count(report, document)
+                    count(document, writer.bytes - before)
+                    source = report["sources"].setdefault(document.source, new_count(document.license))
+                    source["kept"] += 1
+                    source["bytes"] += writer.bytes - before
         report["stages"] = first.counts | funnel.counts | second.counts
         if not writer.count:
             shutil.rmtree(pieces)
@@ -158,6 +165,8 @@ def _join(pieces: Path, keys: list[str], out: Path, report: dict, set_aside: Set
         report["decontamination"]["dropped"] = dict(tallied(first.counts, "decontamination"))
         report["heldout"] = heldout.counts()
         report["documents"], report["bytes"] = writer.count, writer.bytes
+        report |= {"languages": count.languages, "licenses": count.licenses, "examples": count.examples}
+        write_report(folder / "report.html", report)
         (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
@@ -198,15 +207,6 @@ def _evaluation_index(sources: list[Source], folder: Path | None, report: dict, 
     report["ngrams"] = len(index)
     report["sets"] = {n: {"texts": index.texts[n], "too_short_to_check": index.too_short[n]} for n in index.names}
     return index
-
-
-def _count(report: dict, document: Document) -> None:
-    size = len(document.text.encode())
-    source = report["sources"].setdefault(document.source, new_count(document.license))
-    for count in (source, report["languages"].setdefault(document.language, {"kept": 0, "bytes": 0, "dialogues": 0})):
-        count["kept"] += 1
-        count["bytes"] += size
-    report["languages"][document.language]["dialogues"] += document.kind == "dialogue"
 
 
 def _empty(report: dict, stages: dict[str, dict]) -> str:

@@ -112,7 +112,8 @@ def read_csv(path: Path, set_aside: SetAside) -> Iterator[Document]:
     csv.field_size_limit(WHOLE)
     rows = csv.DictReader(text_lines(path), delimiter="\t" if ".tsv" in path.suffixes else ",")
     try:
-        check_columns(path, rows.fieldnames or ())
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        check_columns(path, rows.fieldnames)
         with _bad_rows(path, set_aside) as on_bad:
             yield from _documents_of_rows(((rows.line_num, row) for row in rows), path, on_bad)
     except csv.Error as error:

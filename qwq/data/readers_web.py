@@ -70,7 +70,7 @@ def read_warc(path: Path, set_aside: SetAside) -> Iterator[Document]:
     large = without = 0
     try:
         with open(path, "rb") as file:
-            for record in ArchiveIterator(file):
+            for record in _whole_records(ArchiveIterator(file)):
                 length = record.rec_headers.get_header("Content-Length") or "0"
                 if not length.isdigit() or int(length) > RECORD:
                     raise QwqError(f"{path} has a record of {length} bytes, which is no page: a bomb, or damage")
@@ -83,6 +83,7 @@ def read_warc(path: Path, set_aside: SetAside) -> Iterator[Document]:
                 if page is None:
                     large += 1
                     continue
+                _end(record)
                 url = record.rec_headers.get_header("WARC-Target-URI") or ""
                 meta = {"url": url, "crawled": record.rec_headers.get_header("WARC-Date") or ""}
                 document: Document | None
@@ -103,6 +104,21 @@ def read_warc(path: Path, set_aside: SetAside) -> Iterator[Document]:
             set_aside(str(path), f"{large:,} page{'s'[: large > 1]} above {PAGE >> 20} MiB left out (a bomb, or data)")
         if without:
             set_aside(str(path), f"{without:,} page{'s'[: without > 1]} without an article left out")
+
+
+def _whole_records(archive: Any) -> Iterator[Any]:
+    """The records, each read to its end before the next."""
+    for record in archive:
+        yield record
+        _end(record)
+
+
+def _end(record: Any) -> None:
+    """Read what is left; `EOFError` when a record is shorter than it says, which warcio does not notice."""
+    while record.raw_stream.read(1 << 20):
+        pass
+    if record.raw_stream.limit:
+        raise EOFError("truncated")
 
 
 def _read(stream, limit: int) -> bytes | None:

@@ -22,20 +22,21 @@ PIECE_FILES = 1000  # this many of them, are read together
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages", "dist-packages", "venv"}
 _LICENSE_FILE = re.compile(r"(un)?licen[sc]e|copying|copyright", re.IGNORECASE)
 _SPDX = re.compile(r"SPDX-License-Identifier:\s*([\w.+() -]+?)\s*(\*/|-->|$)", re.MULTILINE)
-# What only this licence says, in the order to look: those that quote others come first.
+# How the text of each licence begins, or what only it says; whichever comes first in a file is its licence.
 _LICENSES = {
-    "AGPL-3.0": "GNU AFFERO GENERAL PUBLIC LICENSE", "LGPL-3.0": "GNU LESSER GENERAL PUBLIC LICENSE Version 3",
-    "LGPL-2.1": "GNU LESSER GENERAL PUBLIC LICENSE Version 2.1", "GPL-3.0": "GNU GENERAL PUBLIC LICENSE Version 3",
-    "GPL-2.0": "GNU GENERAL PUBLIC LICENSE Version 2", "Apache-2.0": "Apache License Version 2.0",
-    "MPL-2.0": "Mozilla Public License Version 2.0", "PSF-2.0": "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
-    "BSL-1.0": "Boost Software License - Version 1.0", "EPL-2.0": "Eclipse Public License - v 2.0",
-    "CC0-1.0": "CC0 1.0 Universal", "CC-BY-SA-4.0": "Attribution-ShareAlike 4.0", "CC-BY-4.0": "Attribution 4.0",
-    "Unlicense": "This is free and unencumbered software released into the public domain",
-    "MIT": "Permission is hereby granted, free of charge, to any person obtaining a copy",
-    "ISC": "Permission to use, copy, modify, and/or distribute this software for any purpose",
-    "BSD-3-Clause": "endorse or promote products derived from this software",
-    "BSD-2-Clause": "Redistributions of source code must retain the above copyright notice",
+    "GNU Affero General Public License Version 3": "AGPL-3.0", "GNU General Public License Version 3": "GPL-3.0",
+    "GNU Lesser General Public License Version 3": "LGPL-3.0", "GNU General Public License Version 2": "GPL-2.0",
+    "GNU Lesser General Public License Version 2.1": "LGPL-2.1", "Apache License Version 2.0": "Apache-2.0",
+    "Mozilla Public License Version 2.0": "MPL-2.0", "Python Software Foundation License Version 2": "PSF-2.0",
+    "Boost Software License - Version 1.0": "BSL-1.0", "Eclipse Public License - v 2.0": "EPL-2.0",
+    "CC0 1.0 Universal": "CC0-1.0", "Attribution-ShareAlike 4.0": "CC-BY-SA-4.0", "Attribution 4.0": "CC-BY-4.0",
+    "free and unencumbered software released into the public domain": "Unlicense",
+    "Permission is hereby granted free of charge to any person obtaining a copy": "MIT",
+    "Permission to use copy modify and or distribute this software for any purpose": "ISC",
+    "may be used to endorse or promote products derived from this software": "BSD-3-Clause",
+    "Redistributions in binary form must reproduce the above copyright notice": "BSD-2-Clause",
 }  # fmt: skip
+_NOT_SAID = re.compile(r"[^a-z0-9.-]+")
 
 
 class Source(ABC):
@@ -102,38 +103,32 @@ class PathSource(Source):
                 for document in documents:
                     document.source = document.source or self.name
                     if document.license == "unknown":
-                        document.license = self._license(file.parent, document.text[:2000], licenses)
+                        document.license = self._license(
+                            file.parent, document.text[:2000] if document.kind == "code" else "", licenses
+                        )
                     yield document
             except (QwqError, OSError) as error:
                 set_aside(str(file), str(error).removeprefix(f"{file} "))
 
     def _license(self, folder: Path, head: str, known: dict[Path, str]) -> str:
         """The one that the text names, else that of the nearest licence file above it, up to the root."""
-        if named := _SPDX.search(head):
-            return named[1]
+        if head and (named := spdx[1] if (spdx := _SPDX.search(head)) else license_of(head)):
+            return named
         if folder not in known:
             found = [p for p in sorted(folder.iterdir()) if _LICENSE_FILE.match(p.name) and p.is_file()]
-            known[folder] = next((name for p in found if (name := license_of(p))), "")
-            if not known[folder]:
-                below = self.root.is_dir() and folder != self.root and self.root in folder.parents
-                known[folder] = self._license(folder.parent, "", known) if below else "unknown"
+            texts = (p.read_bytes()[: 1 << 16].decode("utf-8", "replace") for p in found)
+            below = folder != self.root and self.root in folder.parents
+            above = self._license(folder.parent, "", known) if below else "unknown"
+            known[folder] = next((name for text in texts if (name := license_of(text))), above)
         return known[folder]
 
 
-def license_of(path: Path) -> str:
-    """The SPDX name of the licence in a file, or ""."""
-    try:
-        text = " ".join(path.read_bytes()[: 1 << 16].decode("utf-8", "replace").lower().split())
-    except OSError:
-        return ""
-    return next(
-        (
-            name
-            for name, phrase in _LICENSES.items()
-            if phrase.lower() in text.replace(",", "") or phrase.lower() in text
-        ),
-        "",
-    )
+def license_of(text: str) -> str:
+    """The SPDX name of a licence, from its text or a notice of it, or ""."""
+    plain = _NOT_SAID.sub(" ", text.lower())
+    places = {plain.find(phrase.lower()): name for phrase, name in _LICENSES.items()}
+    name = min((place, name) for place, name in {**places, len(plain): ""}.items() if place >= 0)[1]
+    return "BSD-3-Clause" if name == "BSD-2-Clause" and "endorse or promote" in plain else name
 
 
 def _aligned(file: Path) -> list[Path]:
