@@ -200,7 +200,8 @@ class Engine:
         guesses = min(policy.draft_tokens, max(r.max_tokens - len(r.generated) - 1 for r in batch))
         if policy.mode == "speculative" and guesses > 0:
             assert policy.draft_layers is not None
-            ids, states = self.decode.draft(ids, rows, guesses, policy.draft_layers)
+            luck = torch.stack([r.sampler.ahead(guesses, self.model.config.vocab_size) for r in batch])
+            ids, states = self.decode.draft(ids, rows, luck, policy.draft_layers)
             logits = self.decode.finish(ids, states, rows, policy.draft_layers)
         elif policy.mode == "early-exit":
             self._leave_early(ids, start, policy.confidence)

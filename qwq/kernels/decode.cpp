@@ -32,7 +32,7 @@ struct Model {
 struct Batch {
     int64_t* ids;             // [R, N]; a draft is given the first of each row and writes the others
     float* states;            // [R, N, C]: before layer `first` (read unless that is 0), after layer `last` - 1 (written)
-    float* logits;            // [R, N, V], or null where nobody asks
+    float* logits;            // [R, N, V] written; a draft reads here [R, N - 1, V] to add to its logits
     float *keys, *values;     // of the first layer's first row: [layers, rows, K, capacity, D]
     const int32_t* lengths;   // [R] tokens that each row holds already
     int64_t layer_stride, row_stride, head_stride;  // floats
@@ -256,7 +256,7 @@ struct Run {
         const Call call{batch, batch.states, batch.tokens, 0};
         if (batch.first == 0) embed(batch.ids, 1, call);
         layers(call);
-        if (batch.logits) head(m.head, call, batch.logits);
+        head(m.head, call, batch.logits);
     }
 
     void draft(const Batch& batch) const {
@@ -264,7 +264,8 @@ struct Run {
             const Call call{batch, x, 1, step};
             embed(batch.ids + step, batch.tokens, call);
             layers(call);
-            if (step + 1 < batch.tokens) {
+            const bool guess = step + 1 < batch.tokens;
+            if (guess) {
                 head(m.draft_head, call, scores);
                 me.wait();
             }
@@ -272,11 +273,16 @@ struct Run {
                 for (int row = 0; row < batch.rows; row++) {
                     const int64_t place = (int64_t)row * batch.tokens + step;
                     std::copy_n(x + (int64_t)row * m.hidden, m.hidden, batch.states + place * m.hidden);
-                    const float* score = scores + (int64_t)row * m.draft_head.rows;
-                    if (step + 1 < batch.tokens)
-                        batch.ids[place + 1] = std::max_element(score, score + m.draft_head.rows) - score;
+                    if (guess) batch.ids[place + 1] = luckiest(row, batch.logits + (place - row) * m.head.rows);
                 }
         }
+    }
+
+    int luckiest(int row, const float* luck) const {
+        const int count = m.draft_head.rows;
+        float* score = scores + (int64_t)row * count;
+        for (int i = 0; i < count; i++) score[i] += luck[i];
+        return std::max_element(score, score + count) - score;
     }
 };
 
@@ -301,13 +307,13 @@ int start(const Model& model, const Batch& batch, int size, void (Run::*step)(co
 
 }  // namespace
 
-// `tokens` of every row through the layers [first, last), from their ids or from the states before `first`. Fills `states`
-// and, where wanted, `logits`; adds keys and values to the cache. Returns 0, or 1 without memory.
+// `tokens` of every row through the layers from `first` on, from their ids or from the states before `first`. Fills
+// `states` and `logits`; adds keys and values to the cache. Returns 0, or 1 without memory.
 extern "C" int qwq_decode(const Model* model, const Batch* batch) {
     return start(*model, *batch, batch->rows * batch->tokens, &Run::decode);
 }
 
-// The first token of every row through the layers [0, last), then the most likely next one by `draft_head`, and so on:
+// The first token of every row through the layers [0, last), then the best next one by `draft_head` and luck, and so on:
 // fills `ids`, `states` and those layers' cache. Returns 0, or 1 without memory.
 extern "C" int qwq_draft(const Model* model, const Batch* batch) {
     return start(*model, *batch, batch->rows, &Run::draft);

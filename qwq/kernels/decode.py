@@ -123,18 +123,18 @@ class FastDecode:
         states = torch.empty(*ids.shape, self.model.hidden)
         return self._logits(ids, states, rows, 0)
 
-    def draft(self, ids: Tensor, rows: Any, count: int, layers: int) -> tuple[Tensor, Tensor]:
-        """ids [B, 1] -> themselves and `count` likely next tokens, [B, count + 1]; the states of all after the first
-        `layers`, [B, count + 1, C]. The cache of those layers is written, and holds as many tokens as before.
+    def draft(self, ids: Tensor, rows: Any, luck: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """ids [B, 1] -> themselves and next tokens, of the largest logit with `luck` [B, N - 1, V] added: [B, N]; the
+        states of all after the first `layers`, [B, N, C]. The cache of those layers is written; the rows are no longer.
 
         A matrix of floats for the logits is read as 8-bit weights here: a guess need not be exact.
         """
         if not self.model.draft_head.rows:
             self.model.draft_head = self._draft_head()
-        drafted = torch.empty(len(ids), count + 1, dtype=torch.long)
+        drafted = torch.empty(len(ids), luck.shape[1] + 1, dtype=torch.long)
         drafted[:, :1] = ids
         states = torch.empty(*drafted.shape, self.model.hidden)
-        self._call(self.compiled.qwq_draft, drafted, states, None, rows, 0, layers)
+        self._call(self.compiled.qwq_draft, drafted, states, luck.contiguous(), rows, 0, layers)
         return drafted, states
 
     def finish(self, ids: Tensor, states: Tensor, rows: Any, layers: int) -> Tensor:

@@ -84,7 +84,7 @@ def test_samples_have_the_models_distribution():
     for tokens, _, request in replies(Engine(model, max_queue=count), [(prompt, params) for params in jobs]):
         seen[tokens[1], tokens[2]] += 1
         kept += request.layers == 12  # of 16 where the guess was wrong
-    assert 0.2 < kept / count < 0.9
+    assert 0.2 < kept / count < 0.98
     assert float(expected.min()) > 5
     assert float(((seen - expected).square() / expected).sum()) < 37.7  # 15 degrees of freedom, p = 0.001
 
@@ -114,7 +114,7 @@ def test_the_draft_leaves_the_rows_as_long_as_they_were():
     rows = engine.cache.rows(0, 2)
     with torch.inference_mode():
         model(torch.tensor([[1, 2, 3], [4, 5, 6]]), cache=rows)
-        drafted, states = TorchDecode(model).draft(torch.tensor([[7], [8]]), rows, 3, 1)
+        drafted, states = TorchDecode(model).draft(torch.tensor([[7], [8]]), rows, torch.zeros(2, 3, 61), 1)
         assert engine.cache.lengths[:2] == [3, 3]
         assert (drafted.shape, states.shape) == ((2, 4), (2, 4, CONFIG.hidden_size))
         TorchDecode(model).finish(drafted, states, rows, 1)
