@@ -23,13 +23,14 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, chosen: T
     """Sum over a token's experts of weight * down(act(gate(x)) * up(x)): x [N, C] -> [N, C].
 
     gate_up [E, 2 I, C] (gate first), down [E, C, I], weights [N, A] and expert numbers chosen [N, A]. fp32 on a CPU
-    takes experts.cpp where it could be compiled, fp64 `reference`, all else torch's grouped product.
+    takes experts.cpp where it could be compiled, fp64 and odd sizes `reference`, all else torch's grouped product.
     """
     name = getattr(act, "__name__", "")
     kernel = _kernel() if x.device.type == "cpu" and x.dtype == torch.float32 and name in _CODES else None
     if kernel is not None:
         return _by_kernel(x, gate_up, down, weights, chosen, _CODES[name])
-    form = reference if x.dtype == torch.float64 else grouped
+    strides = x.shape[1] % 8 == 0 and down.shape[2] % 8 == 0  # torch wants multiples of 16 bytes
+    form = grouped if strides and x.dtype != torch.float64 else reference
     return form(x, gate_up, down, weights, chosen, act)
 
 

@@ -116,8 +116,9 @@ def test_the_grouped_form_equals_the_loop(act):
 
 def test_what_the_kernel_does_not_know_goes_another_way(monkeypatch):
     """gelu, fp64, and a processor with short vectors."""
-    inputs, chosen = problem(20, 16, 16, 4, 2)
-    torch.testing.assert_close(experts(*inputs, chosen, F.gelu), reference(*inputs, chosen, F.gelu))
+    for size in (16, 17):  # torch's grouped product takes whole 16 bytes only
+        inputs, chosen = problem(20, size, size, 4, 2)
+        torch.testing.assert_close(experts(*inputs, chosen, F.gelu), reference(*inputs, chosen, F.gelu))
     doubles = [t.double() for t in inputs]
     assert torch.equal(experts(*doubles, chosen, F.silu), reference(*doubles, chosen, F.silu))
     monkeypatch.setenv("QWQ_INSTRUCTIONS", "generic")
