@@ -101,6 +101,15 @@ class ModelConfig:
         for pattern in self.attention_patterns:
             if pattern != "dense":
                 AttentionPattern.parse(pattern, self.attention_block_size)
+        if self.mod_layers and self.architecture != "decoder":
+            raise ValueError(f"mod_layers: an {self.architecture} has none, only a decoder")
+        sparse = [i for i in self.mod_layers if self.attention_pattern(i) != "dense"]
+        if sparse:
+            raise ValueError(
+                f"mod_layers: layer {sparse[0]} must attend densely, not {self.attention_pattern(sparse[0])}"
+            )
+        if not 0 < self.mod_capacity <= 1:
+            raise ValueError(f"mod_capacity must be above 0 and at most 1, got {self.mod_capacity}")
         rope_type = (self.rope_scaling or {}).get("rope_type", "default")
         if rope_type not in ("default", "linear", "yarn", "llama3"):
             raise ValueError(f"rope_scaling: rope_type must be default, linear, yarn or llama3, got {rope_type!r}")

@@ -1,4 +1,4 @@
-"""TransformerBlock and the decoder made of it; the other assemblies are in encoder.py.
+"""The decoder made of blocks; the other assemblies are in encoder.py.
 
 Parameter names are Hugging Face's, so checkpoints load by name.
 
@@ -11,32 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from qwq.kernels.linear import Linear, linear
-from qwq.model.attention import Attention, CacheRows, Tokens
+from qwq.model.attention import CacheRows, Tokens
+from qwq.model.block import TransformerBlock
 from qwq.model.config import ModelConfig
-from qwq.model.layers import MLP, PlainMLP, RotaryEmbedding, norm, sinusoidal
-from qwq.model.moe import MoE
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward. [B, T, C] -> [B, T, C]"""
-
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        self.input_layernorm = norm(config)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = norm(config)
-        self.mlp = feed_forward(config, layer)
-
-    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), tokens)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-def feed_forward(config: ModelConfig, layer: int) -> nn.Module:
-    """The feed-forward of a layer: experts where the config has them."""
-    if config.is_moe(layer):
-        return MoE(config)
-    return MLP(config) if config.gated_mlp else PlainMLP(config)
+from qwq.model.depth import MixtureOfDepthsBlock
+from qwq.model.layers import RotaryEmbedding, norm, sinusoidal
 
 
 class Layers(nn.Module):
@@ -46,7 +25,8 @@ class Layers(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(block(config, i) for i in range(config.num_hidden_layers))
+        kinds = [MixtureOfDepthsBlock if i in config.mod_layers else block for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(kind(config, i) for i, kind in enumerate(kinds))
         self.norm = norm(config)
         self.rotary = RotaryEmbedding(config)
 

@@ -8,7 +8,7 @@ import torch
 
 from qwq.checkpoint import load
 from qwq.errors import UsageError
-from qwq.model import Decoder, moe
+from qwq.model import Decoder, depth, moe
 from qwq.objectives import (
     Batch,
     CausalLM,
@@ -76,7 +76,7 @@ def precision(device: torch.device) -> AbstractContextManager:
 def compute_gradients(model: Any, batches: Sequence[tuple], objective: Objective) -> float:
     """Add to `.grad` the gradient of the mean loss over all labels of all micro-batches; returns that mean.
 
-    Where the config asks for the routers' auxiliary loss, its gradient is added, and the mean returned is without it.
+    Where the model has routers with an auxiliary loss, its gradient is added, and the mean returned is without it.
 
     Divided by the number of labels of the whole step, not batch by batch: every label weighs the same, however ragged
     they are and however the step is cut into micro-batches. A batch is a `Batch`, or just (input_ids, labels).
@@ -88,8 +88,8 @@ def compute_gradients(model: Any, batches: Sequence[tuple], objective: Objective
     for batch in step:
         with precision(device):
             loss = objective.loss(model, batch)
-            routers = moe.auxiliary_loss(model)
-            whole = loss if routers is None else loss + batch.labelled * routers
+            routers = [found for found in (moe.auxiliary_loss(model), depth.auxiliary_loss(model)) if found is not None]
+            whole = loss + batch.labelled * sum(routers)
         (whole / valid).backward()
         total += float(loss.detach()) / valid
     return total
