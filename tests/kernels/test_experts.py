@@ -47,7 +47,9 @@ def results(form, inputs, chosen, act, dtype=None):
 
 def close(ours, exact, tolerance=2e-6):
     for a, b in zip(ours, exact, strict=True):
-        assert float((a.double() - b).norm()) <= tolerance * float(b.norm()) + 1e-12
+        assert float((a.double() - b).norm()) <= tolerance * (
+            float(b.norm()) + math.sqrt(b.numel())
+        )  # terms are about 1
 
 
 @needs_compiler
