@@ -15,7 +15,7 @@ from qwq.recipes import RECIPES
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
 # Verbs that run here, in seconds; the others are parsed by asking for their help.
-RUN = ("generate", "info", "convert")
+RUN = ("plan", "generate", "info", "convert")
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
