@@ -145,7 +145,7 @@ def _is_verse(text: Shape, unspaced: bool) -> bool:
     if unspaced:
         return bool(text.share(ends - 1, "，。！？；、") > 0.9 and lengths.max() <= 40)
     upper = np.array([chr(c).isupper() for c in text.codes[starts]])
-    return bool(upper.mean() > 0.9 and lengths.max() <= 75 and 0.2 < text.share(ends - 1, ",;:.!?—") < 1)
+    return bool(upper.mean() > 0.9 and lengths.max() <= 75 and text.share(ends - 1, ",;:—") >= 0.2)
 
 
 def _verse(source: str, text: Shape, unspaced: bool) -> str | None:

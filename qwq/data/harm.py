@@ -21,7 +21,7 @@ from qwq.errors import QwqError
 WORDS = {
     "insult": "idiot idiots moron morons scumbag scumbags dumbass asshole assholes bitch bitches bastard bastards whore"
     " slut retard retards 傻逼 傻b 煞笔 沙比 脑残 智障 贱人 婊子 狗东西 人渣 废物 杂种 王八蛋 滚蛋 去死吧 他妈的 妈的",
-    "slur": "nigger niggers faggot faggots chink chinks kike kikes spic spics wetback tranny 黑鬼 小日本 棒子 支那 尼哥 死基佬",
+    "slur": "nigger niggers faggot faggots chink chinks kike kikes spic spics wetback 黑鬼 棒子 支那 尼哥 死基佬",
     "sexual": "porn porno blowjob cumshot gangbang hentai milf xxx 色情 约炮 裸聊 成人视频 无码 强奸 口交 肛交 援交",
     "violence": "behead beheading massacre lynch lynching genocide 砍死 杀光 灭族 血洗 弄死 打死你 屠杀",
     "self-harm": "suicide self-harm 自杀 自残 割腕 轻生",

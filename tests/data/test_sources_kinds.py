@@ -247,9 +247,9 @@ def test_tables_and_data_sets_of_a_hub(tmp_path):
     assert [(d.text, d.license, d.meta) for d in documents] == [(r["text"], "MIT", {"id": r["id"]}) for r in rows]
     assert not aside
     arrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install 'qwq[data]'")
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "hub").mkdir()
-    arrow.parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
     assert read(tmp_path / "hub")[0][0].text == documents[0].text
     pytest.importorskip("datasets", reason="a hub needs datasets: pip install 'qwq[data]'")
     from_hub = list(HubSource(f"hf:{tmp_path / 'hub'}").documents(lambda file, reason: None))
