@@ -99,13 +99,23 @@ def test_rows_with_different_policies_run_side_by_side():
     assert shown(mixed) == shown(replies(Engine(model), plain))
 
 
-def test_a_sparse_model_takes_rejected_tokens_back():
-    """What a gate keeps of each block follows the row when it becomes shorter."""
-    patterns = ("local(16)+learnable(1)", "global(8)+random(1)", "dense", "local(8)")
-    model = build(attention_patterns=patterns, attention_block_size=8)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "attention_patterns": ("local(16)+learnable(1)", "global(8)+random(1)", "dense", "local(8)"),
+            "attention_block_size": 8,
+        },
+        {"mod_layers": (1, 3)},
+    ],
+)
+def test_rejected_tokens_are_taken_back_wherever_they_left_a_trace(changes):
+    """In what a gate keeps of each block; in a mixture-of-depths layer, where they may have gone or not."""
+    model = build(**changes)
     jobs = [(p, SamplingParams(temperature=0, max_tokens=20)) for p in prompts(12, longest=70)]
     full, quick = both(model, jobs, max_batch_size=4)
     assert shown(full) == shown(quick)
+    assert len({tuple(tokens) for tokens, *_ in full}) > 6
 
 
 def test_the_draft_leaves_the_rows_as_long_as_they_were():
