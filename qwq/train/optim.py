@@ -10,18 +10,20 @@ from qwq.recipe import TrainingConfig
 
 
 def build(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks (arXiv:2502.16982's recipe), AdamW for embeddings, head, norms and biases.
+    """Muon for the matrices of the blocks (arXiv:2502.16982's recipe), AdamW for embeddings, head, norms and biases,
+    and for experts and their routers (docs/log.md: Muon for those is dearer, and unsettles the balance).
 
     Each group keeps its highest learning rate as `peak`; `update` scales it step by step. No weight decay on
     vectors; none on the embeddings either, whose rare rows would only shrink.
     """
     matrices: list[Tensor] = []
+    stacks: list[Tensor] = []  # of experts
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        matrix = parameter.ndim == 2 and ".layers." in name
-        (matrices if matrix else others).append(parameter)
+        matrix = parameter.ndim == 2 and ".layers." in name and not name.endswith(".mlp.gate.weight")
+        (stacks if parameter.ndim == 3 else matrices if matrix else others).append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for p in others)
     groups = [{"params": others, "peak": config.learning_rate, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
@@ -30,48 +32,11 @@ def build(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimize
         group = {"params": matrices, "peak": config.matrix_learning_rate}
         optimizers.append(torch.optim.Muon([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
     else:
-        groups.append({"params": matrices, "peak": config.learning_rate, "weight_decay": config.weight_decay})
+        stacks += matrices
+    if stacks:
+        groups.append({"params": stacks, "peak": config.learning_rate, "weight_decay": config.weight_decay})
     optimizers.append(torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=1e-10, fused=fused))
     return optimizers
-
-
-class StackedMuon(torch.optim.Optimizer):
-    """`torch.optim.Muon` (match_rms_adamw) of every matrix in a stack [E, M, N], which torch's own refuses.
-
-    A group's `parts`: how many matrices an [M, N] is cut into, row-wise (gate and up are two that share an input).
-    """
-
-    def __init__(self, groups: list[dict], weight_decay: float, momentum: float = 0.95):
-        super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                update = parameter.grad.lerp(state["momentum_buffer"], momentum)
-                update = update.unflatten(1, (group["parts"], -1)).flatten(0, 1)  # [E * parts, M, N]
-                scale = 0.2 * math.sqrt(max(update.shape[1:]))
-                parameter.mul_(1 - rate * group["weight_decay"])
-                parameter.add_(orthogonal(update).reshape(parameter.shape), alpha=-rate * scale)
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """[..., M, N] -> roughly U V^T of each one's U S V^T, in bf16: five Newton-Schulz steps (Muon, Jordan 2024)."""
-    x = matrices.bfloat16()
-    wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x if wide else x.mT
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:

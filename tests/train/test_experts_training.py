@@ -1,4 +1,4 @@
-"""Training with experts: loads in the log, a bias that only balance moves, resuming, optimizers of stacks, who does what."""
+"""Training with experts: loads in the log, a bias that only balance moves, resuming, optimizers, who does what."""
 
 import dataclasses
 import json
@@ -77,24 +77,6 @@ def test_optimizers_have_every_parameter_once_and_never_the_bias(moe_recipe, con
     for _, router in moe.routers(model):
         bias = router.e_score_correction_bias
         torch.testing.assert_close(bias, 0.01 * bias.sign())
-
-
-def test_muon_of_a_stack_of_one_is_torchs_muon():
-    """And of a stack of more, each one's own; a gate and an up that share a row are two matrices."""
-    matrices = [torch.randn(2 * 24, 20), torch.randn(2 * 24, 20)]
-    stack = torch.nn.Parameter(torch.stack(matrices))
-    halves = [torch.nn.Parameter(half.clone()) for m in matrices for half in m.chunk(2)]
-    ours = optim.StackedMuon([{"params": [stack], "parts": 2}], weight_decay=0.1)
-    theirs = torch.optim.Muon(halves, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", lr=0.02)
-    ours.param_groups[0]["lr"] = 0.02
-    for _ in range(3):
-        gradient = torch.randn_like(stack)
-        stack.grad = gradient
-        for parameter, g in zip(halves, gradient.view(4, 24, 20), strict=True):
-            parameter.grad = g.clone()
-        ours.step()
-        theirs.step()
-    torch.testing.assert_close(stack.view(4, 24, 20), torch.stack(list(halves)), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
