@@ -5,7 +5,7 @@ import dataclasses
 from qwq.model.config import ModelConfig
 
 
-def extended(config: ModelConfig, num_experts: int) -> ModelConfig:
+def extended(config: ModelConfig, num_experts: int, *, router_bias_update_rate: float = 0.001) -> ModelConfig:
     """The extended design at a size: what `qwq-nano`, `qwq-small` and `qwq-32b-sparse` have in common.
 
     Every layer attends to an eighth of the context and to its first block; beyond that, layers take turns: one block
@@ -25,7 +25,7 @@ def extended(config: ModelConfig, num_experts: int) -> ModelConfig:
         num_experts_per_tok=2,
         moe_intermediate_size=config.intermediate_size // 2,
         decoder_sparse_step=2,
-        router_bias_update_rate=0.001,
+        router_bias_update_rate=router_bias_update_rate,
         exit_layers=(round(layers / 4) - 1, round(layers / 2) - 1),
     )
 
@@ -42,6 +42,7 @@ PRESETS: dict[str, ModelConfig] = {
             use_qk_norm=True,
         ),
         num_experts=8,
+        router_bias_update_rate=0.003,  # few steps to balance in
     ),
     # For one GPU: 381M parameters, 121M active.
     "qwq-small": extended(
