@@ -18,7 +18,7 @@ from torch import Tensor
 from qwq.bench import common, nano, runs
 from qwq.bench.data import prepare
 from qwq.data import build, read_documents, tokenize
-from qwq.data.augment import Lexicon, Reword, SameCategory, WordNet, WordNoise, both, by_words, reworded, split_words
+from qwq.data.augment import Reword, SameCategory, WordNet, WordNoise, both, by_words, reworded, split_words
 from qwq.data.decontaminate import NgramIndex
 from qwq.data.documents import Document, DocumentWriter
 from qwq.data.pipeline import HELDOUT_RUN, HELDOUT_SHARED, heldout_documents
@@ -112,7 +112,8 @@ def documents_of(arm: str, filtered: Path, raw: Path) -> Iterator[Document]:
     yield from few
     ways: dict[str, Reword] = {}
     if arm == "small-words":
-        ways = {way: by_words(WordNoise(lexicon(few), RATE)) for way in ("en", "zh")}
+        lexicon = both(WordNet(), SameCategory(document.text for document in few))
+        ways = dict.fromkeys(("en", "zh"), by_words(WordNoise(lexicon, RATE)))
     elif arm == "small-back-translation":
         ways = {"en": back_translation(Apertium("eng-spa"), Apertium("spa-eng"))}
     for language, reword in ways.items():
@@ -127,11 +128,6 @@ def small(documents: Iterable[Document]) -> Iterator[Document]:
         if size <= min(room.get(document.language, 0), SMALL // 5):
             room[document.language] -= size
             yield document
-
-
-def lexicon(documents: Iterable[Document]) -> Lexicon:
-    """WordNet's synonyms, else words of the same category out of the documents."""
-    return both(WordNet(), SameCategory(document.text for document in documents))
 
 
 def noisy(text: str, draw: random.Random) -> str:

@@ -5,9 +5,11 @@ on any worker. Chinese is cut into words by jieba, so nothing is cut inside one.
 """
 
 import functools
+import itertools
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,7 +176,7 @@ def _as(old: str, new: str) -> str:
 
 
 Reword = Callable[[list[str]], list[str | None]]
-BATCH = 1000  # paragraphs given to a translator at once
+BATCH = 200  # documents whose paragraphs are given to a translator at once
 
 
 def by_words(noise: WordNoise) -> Reword:
@@ -183,52 +185,23 @@ def by_words(noise: WordNoise) -> Reword:
 
 
 def reworded(documents: Iterable[Document], reword: Reword, how: str) -> Iterator[Document]:
-    """A copy of each document in other words, paragraph by paragraph; of a dialogue, only what the user says.
+    """A copy of each document in other words, paragraph by paragraph; of code and dialogue there is none.
 
     A paragraph for which `reword` has nothing stays as it was; with less than half of its text reworded there is no
-    copy, and of code there is none. `meta` of a copy says how, and of which document.
+    copy. `meta` of a copy says how, and of which document.
     """
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if document.language == "code":
-            continue
-        batch.append(document)
-        size += document.text.count("\n") + 1
-        if size >= BATCH:
-            yield from _copies(batch, reword, how)
-            batch, size = [], 0
-    yield from _copies(batch, reword, how)
-
-
-def _copies(batch: list[Document], reword: Reword, how: str) -> Iterator[Document]:
-    given = [line for document in batch for text in _own_words(document) for line in text.split("\n") if line.strip()]
-    answers = iter(reword(given) if given else [])
-    for document in batch:
-        changed = total = 0
-        texts = []
-        for text in _own_words(document):
-            lines = text.split("\n")
-            others = [next(answers) if line.strip() else None for line in lines]
-            total += len(text)
-            changed += sum(len(line) for line, other in zip(lines, others, strict=True) if other is not None)
-            texts.append("\n".join(line if other is None else other for line, other in zip(lines, others, strict=True)))
-        if not changed or 2 * changed < total:
-            continue
-        copy = replace(document, text=texts[0], meta=document.meta | {"augmented": how, "of": document.hash})
-        if document.messages:
-            user = iter(texts)
-            copy.messages = [{**m, "content": next(user)} if m["role"] == "user" else m for m in document.messages]
-            copy.text = "\n".join(m["content"] for m in copy.messages)
-        copy.hash = hash_of(copy.text)
-        yield copy
-
-
-def _own_words(document: Document) -> list[str]:
-    """What may be reworded."""
-    if document.messages is None:
-        return [document.text]
-    return [message["content"] for message in document.messages if message["role"] == "user"]
+    prose = (document for document in documents if document.language != "code" and document.messages is None)
+    while batch := list(itertools.islice(prose, BATCH)):
+        given = [line for document in batch for line in document.text.split("\n") if line.strip()]
+        answers = iter(reword(given))
+        for document in batch:
+            lines = document.text.split("\n")
+            new = [next(answers) if line.strip() else None for line in lines]
+            changed = sum(len(line) for line, other in zip(lines, new, strict=True) if other is not None)
+            if changed and 2 * changed >= len(document.text):
+                text = "\n".join(line if other is None else other for line, other in zip(lines, new, strict=True))
+                meta = document.meta | {"augmented": how, "of": document.hash}
+                yield replace(document, text=text, meta=meta, hash=hash_of(text))
 
 
 def augment(docs: Path | str, out: Path | str, rewords: dict[str, tuple[str, Reword]]) -> dict:
@@ -238,23 +211,19 @@ def augment(docs: Path | str, out: Path | str, rewords: dict[str, tuple[str, Rew
     taken over as they are, without copies. The copies stand behind all originals, way by way.
     """
     docs, out = Path(docs), Path(out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+    if out.exists():
         raise UsageError(f"{out} exists; give another --out")
-    counts: dict[str, dict[str, int]] = {}
     with new_folder(out) as folder, DocumentWriter(folder / "documents") as writer:
         for document in read_documents(docs):
             writer.write(document)
-        counts["originals"] = {"documents": writer.count, "bytes": writer.bytes}
+        counts = {"originals": writer.count}
         for how, (language, reword) in rewords.items():
-            before = writer.count, writer.bytes
+            before = writer.count
             for copy in reworded((d for d in read_documents(docs) if d.language == language), reword, how):
                 writer.write(copy)
-            counts[how] = {"documents": writer.count - before[0], "bytes": writer.bytes - before[1]}
-        if not writer.count:
-            raise QwqError(f"{docs} holds no document; there is nothing to augment")
-        for path in sorted((docs / "heldout").glob("*.jsonl.zst")):
-            (folder / "heldout").mkdir(exist_ok=True)
-            (folder / "heldout" / path.name).write_bytes(path.read_bytes())
+            counts[how] = writer.count - before
+        if (docs / "heldout").is_dir():
+            shutil.copytree(docs / "heldout", folder / "heldout")
         report = {"documents": writer.count, "bytes": writer.bytes, "augmentation": counts}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report

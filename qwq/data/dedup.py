@@ -19,16 +19,15 @@ PARAGRAPH_OTHER = 100
 _ODD = np.random.Generator(np.random.PCG64(2)).integers(1 << 62, 1 << 63, 9, dtype=np.uint64) * 2 + 1
 
 
-def fingerprint(text: str) -> int:
+def fingerprint(data: bytes) -> int:
     """64 bits of BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def normal_key(document: Document) -> int:
-    """Equal for copies: of letters and digits in lower case; of code, of everything but white space."""
-    if document.language == "code":
-        return fingerprint(_SPACE.sub("", document.text))
-    return minhash.letters(document.text) or fingerprint(document.text)
+    """Equal for copies: of the words in lower case; of code, of everything but white space."""
+    words = b"" if document.language == "code" else minhash.tokens(document.text).tobytes()
+    return fingerprint(words or _SPACE.sub("", document.text).encode("utf-8", "replace"))
 
 
 class ExactDedup:
@@ -64,7 +63,7 @@ class ParagraphDedup:
         removed = 0
         for paragraph in document.text.split("\n"):
             if len(paragraph) >= shortest:
-                key = minhash.letters(paragraph)
+                key = fingerprint(minhash.tokens(paragraph).tobytes())
                 if key in self._seen:
                     removed += len(paragraph.encode())
                     self.removed_paragraphs += 1

@@ -16,6 +16,7 @@ from qwq.errors import QwqError, UsageError
 Translate = Callable[[list[str]], list[str]]
 _NUMBER = re.compile(r"\d+")
 _GAP = "\n\n"
+BATCH = 16  # texts that a model translates at once
 SIMILARITY = 0.55  # chrF; two sentences that have nothing to do with each other reach 0.38 at most (docs/data.md)
 
 
@@ -57,61 +58,51 @@ class Seq2Seq:
     source, target: language codes as the tokenizer has them, for models of many languages.
     """
 
-    def __init__(self, folder: Path | str, source: str = "", target: str = "", *, batch_size: int = 16) -> None:
-        transformers = _installed("transformers")
-        self.tokenizer = _tokenizer(transformers, folder, source)
+    def __init__(self, folder: str, source: str = "", target: str = "") -> None:
+        import transformers
+
+        self.tokenizer = _tokenizer(folder, source)
         self.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True).eval()
-        self.batch_size = batch_size
         self.first = {"forced_bos_token_id": self.tokenizer.convert_tokens_to_ids(target)} if target else {}
 
     def __call__(self, texts: list[str]) -> list[str]:
-        """Beam search as the model's generation settings say; at most the positions that the model has."""
+        """The search that the model's generation settings say; at most the positions that the model has."""
         import torch
 
         answers: dict[int, str] = {}
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         most = getattr(self.model.config, "max_position_embeddings", None) or 512
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            rows = self.tokenizer(
-                [texts[i] for i in places], return_tensors="pt", padding=True, truncation=True, max_length=most
-            )
+        for start in range(0, len(order), BATCH):
+            given = [texts[i] for i in order[start : start + BATCH]]
+            rows = self.tokenizer(given, return_tensors="pt", padding=True, truncation=True, max_length=most)
             with torch.inference_mode():
                 ids = self.model.generate(**rows, **self.first, max_length=most, max_new_tokens=None)
-            answers |= zip(places, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True)
+            answers |= zip(order[start:], self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=False)
         return [answers[i] for i in range(len(texts))]
 
 
 class CTranslate2:
     """A model that `ct2-transformers-converter` wrote, with the tokenizer files of the original beside it."""
 
-    def __init__(self, folder: Path | str, source: str = "", target: str = "") -> None:
-        ctranslate2 = _installed("ctranslate2")
-        self.tokenizer = _tokenizer(_installed("transformers"), folder, source)
-        self.model = ctranslate2.Translator(str(folder))
-        self.prefix = [target] if target else []
+    def __init__(self, folder: str, source: str = "", target: str = "") -> None:
+        import ctranslate2
+
+        self.tokenizer, self.model = _tokenizer(folder, source), ctranslate2.Translator(folder)
+        self.target = [target] if target else []
 
     def __call__(self, texts: list[str]) -> list[str]:
         """Beam search of width 2, CTranslate2's default."""
-        rows = [self.tokenizer.convert_ids_to_tokens(self.tokenizer.encode(text)) for text in texts]
-        prefix = [self.prefix] * len(rows) if self.prefix else None
+        tokenizer = self.tokenizer
+        rows = [tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) for text in texts]
+        prefix = [self.target] * len(rows) if self.target else None
         found = self.model.translate_batch(rows, target_prefix=prefix, max_batch_size=1024, batch_type="tokens")
-        tokens = [result.hypotheses[0][len(self.prefix) :] for result in found]
-        return [
-            self.tokenizer.decode(self.tokenizer.convert_tokens_to_ids(row), skip_special_tokens=True) for row in tokens
-        ]
+        ids = [tokenizer.convert_tokens_to_ids(one.hypotheses[0][len(self.target) :]) for one in found]
+        return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def _installed(name: str) -> Any:
-    import importlib
+def _tokenizer(folder: str, source: str) -> Any:
+    import transformers
 
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise QwqError(f"this translation model needs the package {name}: pip install {name}") from None
-
-
-def _tokenizer(transformers: Any, folder: Path | str, source: str) -> Any:
     options = {"src_lang": source} if source else {}
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
 
@@ -123,7 +114,10 @@ def open_translator(name: str) -> Translate:
     folder, *codes = name.split(":")
     if len(codes) not in (0, 2) or not Path(folder).is_dir():
         raise UsageError(f"no translator {name!r}: give apertium:eng-spa, FOLDER or FOLDER:source:target")
-    return CTranslate2(folder, *codes) if (Path(folder) / "model.bin").is_file() else Seq2Seq(folder, *codes)
+    try:
+        return CTranslate2(folder, *codes) if (Path(folder) / "model.bin").is_file() else Seq2Seq(folder, *codes)
+    except ImportError as error:
+        raise QwqError(f"the translation model in {folder} needs a package: pip install {error.name}") from None
 
 
 def chrf(text: str, reference: str, *, order: int = 6, beta: float = 2.0) -> float:

@@ -62,16 +62,6 @@ extern "C" void qwq_windows(const uint64_t* tokens, int64_t count, int32_t width
     for (int64_t i = 0; i + width <= count; i++) out[i] = window(tokens + i, width);
 }
 
-// A hash of the letters and digits of a text in a row, 0 where there is none.
-extern "C" uint64_t qwq_letters(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table) {
-    uint64_t sum = 0;
-    for (const uint8_t *p = text, *end = text + bytes; p < end;) {
-        const uint32_t point = next(p), folded = point < table ? fold[point] : 0;
-        if (folded) sum = mixed(sum ^ folded);
-    }
-    return sum;
-}
-
 // minima [hashes], a multiple of LANES, starts as all ones. The number of shingles is returned.
 extern "C" int64_t qwq_minhash(
     const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, int32_t width, const uint64_t* factors,

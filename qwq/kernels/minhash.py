@@ -8,9 +8,8 @@ the fast form; without a compiler numpy gives the same numbers.
 
 import ctypes
 import functools
-import hashlib
+from ctypes import c_int64, c_void_p
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -56,15 +55,9 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> _HALF)
 
 
-def _folded(text: str) -> np.ndarray:
-    points = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
-    folded = _fold()[np.minimum(points, len(_fold()) - 1)]
-    folded[points >= len(_fold())] = 0
-    return folded
-
-
 def _plain_tokens(text: str) -> np.ndarray:
-    folded = _folded(text)
+    points = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
+    folded = np.where(points < len(_fold()), _fold()[np.minimum(points, len(_fold()) - 1)], 0)
     word = (folded > 0) & (folded < _SINGLE)
     starts = word.copy()
     starts[1:] &= ~word[:-1]
@@ -96,19 +89,17 @@ def _plain_minima(shingles: np.ndarray) -> np.ndarray:
 def _compiled() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_name("minhash.cpp"), instructions())
     if found is not None:
-        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-        text: list[Any] = [ctypes.c_char_p, size, pointer, number]
-        found.qwq_tokens.argtypes, found.qwq_tokens.restype = [*text, pointer], size
-        found.qwq_letters.argtypes, found.qwq_letters.restype = text, ctypes.c_uint64
-        found.qwq_windows.argtypes, found.qwq_windows.restype = [pointer, size, number, pointer], None
-        found.qwq_minhash.argtypes = [*text, number, pointer, pointer, number, pointer]
-        found.qwq_minhash.restype = size
+        found.qwq_tokens.restype = found.qwq_minhash.restype = ctypes.c_int64
     return found
 
 
-def _given(text: str) -> tuple[bytes, int, int, int]:
+def _given(text: str) -> tuple[bytes, c_int64, c_void_p, int]:
     data = text.encode("utf-8", "replace")
-    return data, len(data), _fold().ctypes.data, len(_fold())
+    return data, c_int64(len(data)), _at(_fold()), len(_fold())
+
+
+def _at(array: np.ndarray) -> c_void_p:
+    return c_void_p(array.ctypes.data)
 
 
 def tokens(text: str) -> np.ndarray:
@@ -117,8 +108,8 @@ def tokens(text: str) -> np.ndarray:
     if fast is None:
         return _plain_tokens(text)
     data = _given(text)
-    room = np.empty(data[1], np.uint64)
-    return room[: fast.qwq_tokens(*data, room.ctypes.data)].copy()
+    room = np.empty(len(data[0]), np.uint64)
+    return room[: fast.qwq_tokens(*data, _at(room))].copy()
 
 
 def windows(tokens: np.ndarray, width: int) -> np.ndarray:
@@ -129,7 +120,7 @@ def windows(tokens: np.ndarray, width: int) -> np.ndarray:
     if fast is None:
         return _plain_windows(tokens, width)
     room = np.empty(len(tokens) - width + 1, np.uint64)
-    fast.qwq_windows(tokens.ctypes.data, len(tokens), width, room.ctypes.data)
+    fast.qwq_windows(_at(tokens), c_int64(len(tokens)), width, _at(room))
     return room
 
 
@@ -147,20 +138,6 @@ def signature(text: str) -> bytes:
         minima = _plain_minima(found) if len(found) else found
     else:
         minima = np.full(HASHES, -1, np.int64).view(np.uint64)
-        factors, offsets = (f.ctypes.data for f in _functions())
-        if not fast.qwq_minhash(*_given(text), WIDTH, factors, offsets, HASHES, minima.ctypes.data):
+        if not fast.qwq_minhash(*_given(text), WIDTH, *map(_at, _functions()), HASHES, _at(minima)):
             return b""
     return (minima >> _HALF).astype(np.uint16).tobytes()
-
-
-def letters(text: str) -> int:
-    """A 64-bit hash of the letters and digits of a text in lower case, whatever is between them; 0 where none are.
-
-    For one process: without a compiler the numbers are others, though equal for the same texts.
-    """
-    fast = _compiled()
-    if fast is not None:
-        return fast.qwq_letters(*_given(text))
-    folded = _folded(text)
-    left = folded[folded > 0].tobytes()
-    return int.from_bytes(hashlib.blake2b(left, digest_size=8).digest(), "big") if left else 0

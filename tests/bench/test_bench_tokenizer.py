@@ -49,11 +49,11 @@ def test_bytes_per_token_counts_utf8(trained):
     assert 1 < tokenizer.bytes_per_token(trained[0].encode_batch, TEXTS) < 10
 
 
-def test_encoders_that_race_give_the_same_ids(folder, trained, tmp_path):
+def test_encoders_that_race_give_the_same_ids(trained, tmp_path):
     """A rate for each contender in each round, over one and the same work."""
-    plain = tokenizer._plain_tokenizers(folder / "tokenizer" / "tokenizer.json")
+    plain = tokenizer._plain(trained[0], tmp_path / "plain")
     assert plain(TEXTS) == trained[0].encode_batch(TEXTS)
-    rates = tokenizer.speeds(trained[0], {"tokenizers": plain}, TEXTS, 2)
+    rates = tokenizer.speeds(trained[0].encode_batch, {"tokenizers": plain}, TEXTS, 2)
     assert {name: len(values) for name, values in rates.items()} == {"ours": 2, "tokenizers": 2}
     bytes_alone = sorted(BYTE_OF_CHAR.values())
     path = tmp_path / "qwen.tiktoken"

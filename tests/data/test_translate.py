@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq.data.translate import Apertium, CTranslate2, Seq2Seq, back_translation, chrf, open_translator
@@ -80,6 +80,7 @@ def test_round_trips_that_lose_the_meaning_are_dropped(wording, kept):
 
 
 @given(st.text("ab c中文", max_size=30), st.text("ab c中文", max_size=30))
+@settings(deadline=None)
 def test_chrf_is_sacrebleus(text, reference):
     """Against the reference implementation, to its two digits."""
     sacrebleu = pytest.importorskip("sacrebleu")
