@@ -17,7 +17,7 @@ Translate = Callable[[list[str]], list[str]]
 _NUMBER = re.compile(r"\d+")
 _GAP = "\n\n"
 BATCH = 16  # texts that a model translates at once
-SIMILARITY = 0.55  # chrF; two sentences that have nothing to do with each other reach 0.38 at most (docs/data.md)
+SIMILARITY = 0.55  # chrF; two sentences that have nothing to do with each other reach 0.47 at most (docs/log.md)
 
 
 class Apertium:
