@@ -1,0 +1,234 @@
+"""`qwq bench depth`: what dynamic depth buys.
+
+Speculation: tokens a second of one reply with the first layers as draft, against plain decoding of the same model by
+the same kernel; the model is trained here on the demo corpus with exits (LayerSkip), which `train` keeps and resumes.
+Hops: a task whose items need more or fewer steps; how deep a token goes, what that costs, and what it gets right.
+"""
+
+import dataclasses
+import functools
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qwq.bench import common
+from qwq.bench.runs import prepare
+from qwq.checkpoint import native
+from qwq.data.documents import read_documents
+from qwq.engine import ComputePolicy, Engine, SamplingParams
+from qwq.model import Decoder, KVCache, ModelConfig
+from qwq.model.depth import filling_flops, flops_of_token, leave_early
+from qwq.objectives import Batch
+from qwq.objectives.early_exit import loss_sum
+from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TokenizerConfig, TrainingConfig
+from qwq.tokenizer import load_tokenizer
+from qwq.train import optim, train
+
+PROMPT, REPLY = 64, 96  # tokens
+SETTINGS = {"greedy": 0.0, "temperature-0.7": 0.7}
+CONFIDENCE = 0.95
+NODES, HOPS, QUERIES = 8, 5, 24  # of the task: nodes of a graph, 0 to 4 steps, questions about one graph
+
+
+def run(
+    json_path: Path | None = None,
+    *,
+    folder: Path = Path("bench-depth"),
+    steps: int = 1600,
+    hop_steps: int = 4000,
+    prompts: int = 24,
+    identical: int = 200,
+) -> dict:
+    """Train both models in `folder` (what is finished there is taken from there), then measure."""
+    prepare(folder)
+    rows, more = speculation(_trained(folder, steps), _prompts(folder, max(prompts, identical)), prompts, identical)
+    hop_rows, hop_more = hops(hop_steps, folder / "hops.pt")
+    more = {"speculation": more, "hops": hop_more}
+    return common.report("depth", rows + hop_rows, common.limits(), common.versions(), json_path, **more)
+
+
+# Speculation ----------------------------------------------------------------------------------------------------------
+
+
+def _trained(folder: Path, steps: int) -> Decoder:
+    """12 layers, 256 wide, an exit after the second; one thread, some 25 minutes."""
+    recipe = Recipe(
+        name="depth-12",
+        model=ModelConfig(num_hidden_layers=12, use_qk_norm=True, exit_layers=(1,)),
+        data=DataConfig(path=str(folder / "tokens")),
+        tokenizer=TokenizerConfig(path=str(folder / "tokenizer")),
+        objective=ObjectiveConfig(early_exit_loss_coef=1.0, layer_dropout=0.1),
+        training=TrainingConfig(
+            steps=steps, batch_size=2, micro_batch_size=2, zero_residual=False, save_every=200, eval_tokens=10_000
+        ),
+    )
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    result = train(recipe, folder / "tokens", tokenizer, folder / "depth-12", resume=True)
+    model = native.load_model(result.checkpoint)[1]
+    assert isinstance(model, Decoder)
+    return model.eval()
+
+
+def _prompts(folder: Path, count: int) -> list[list[int]]:
+    """The beginnings of held-out documents, en, zh and code in turn."""
+    tokenizer, domains = load_tokenizer(folder / "tokenizer"), []
+    for name in ("en", "zh", "code"):
+        documents = read_documents(folder / "tokens" / "heldout" / f"{name}.jsonl.zst")
+        pieces = (ids[at : at + PROMPT] for ids in (tokenizer.encode(d.text) for d in documents if d.text)
+                  for at in range(0, max(1, len(ids) - PROMPT), 4 * PROMPT))  # fmt: skip
+        domains.append([piece for piece, _ in zip(pieces, range(count), strict=False)])
+    return [piece for group in zip(*domains, strict=False) for piece in group][:count]
+
+
+def speculation(model: Decoder, prompts: list[list[int]], timed: int, identical: int) -> tuple[list[common.Row], dict]:
+    """Rows of both settings over the first `timed` prompts, a reply of each contender for each prompt in turn.
+
+    And over `identical` prompts the greedy replies that are not those of full depth, with how far the two best logits
+    are apart where they part.
+    """
+    engine = Engine(model, max_batch_size=1)
+    policies = {"speculative": ComputePolicy("speculative"), "full": ComputePolicy()}
+    more: dict = {"kernel": type(engine.decode).__name__, "prompt": PROMPT, "reply": REPLY, "layers_a_token": {}}
+    rows = []
+    try:
+        for setting, temperature in SETTINGS.items():
+            spent: list[float] = []
+            queues = {name: iter(enumerate(prompts[:timed])) for name in policies}
+
+            def rate(name: str, temperature: float = temperature, queues: dict = queues, spent: list = spent) -> float:
+                seed, prompt = next(queues[name])
+                params = SamplingParams(REPLY, temperature, seed=seed, compute=policies[name])
+                tokens, seconds, layers = _reply(engine, prompt, params)
+                if name == "speculative":
+                    spent.append(layers / len(tokens))
+                return (len(tokens) - 1) / seconds
+
+            rates = common.interleave({name: functools.partial(rate, name) for name in policies}, timed)
+            case = f"speculative-{setting}-{torch.get_num_threads()}-threads"
+            where = {"peer": "qwq-full-depth", "peer_setting": "the same model, kernel and engine", "unit": "tokens/s"}
+            rows.append(common.compare(case, rates["speculative"], rates["full"], **where))  # type: ignore[arg-type]
+            more["layers_a_token"][setting] = round(statistics.mean(spent), 2)
+        replies = {
+            name: [_reply(engine, p, SamplingParams(32, 0.0, compute=policy))[0] for p in prompts[:identical]]
+            for name, policy in policies.items()
+        }
+    finally:
+        engine.close()
+    distances = []
+    for prompt, ours, theirs in zip(prompts, replies["speculative"], replies["full"], strict=False):
+        place = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+        if place is not None:
+            with torch.no_grad():
+                best = model(torch.tensor([prompt + theirs[:place]]))[0, -1].topk(2).values
+            distances.append(float(best[0] - best[1]))
+    return rows, more | {"compared": len(replies["full"]), "different": len(distances), "distances": distances}
+
+
+def _reply(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[list[int], float, int]:
+    """Tokens, seconds from the first to the last, layers that were computed for them."""
+    times: list[float] = []
+    tokens: list[int] = []
+    ended = threading.Event()
+
+    def on_token(request: object, token: int | None, reason: str | None) -> None:
+        if token is None:
+            ended.set()
+        else:
+            times.append(time.perf_counter())
+            tokens.append(token)
+
+    request = engine.submit(prompt, params, on_token)
+    ended.wait()
+    return tokens, times[-1] - times[0], request.layers
+
+
+# Hops -----------------------------------------------------------------------------------------------------------------
+
+
+def graphs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` sequences: a permutation of the nodes as one token an edge, in any order, then questions "k steps from
+    node i" of one token each. ids [count, T], labels (the node reached, at the questions), hops [count, QUERIES]."""
+    target = torch.rand(count, NODES, generator=generator).argsort(1)
+    order = torch.rand(count, NODES, generator=generator).argsort(1)
+    hops = torch.randint(HOPS, (count, QUERIES), generator=generator)
+    start = torch.randint(NODES, (count, QUERIES), generator=generator)
+    reached = start.clone()
+    for step in range(1, HOPS):
+        reached = torch.where(hops >= step, target.gather(1, reached), reached)
+    edges = NODES + order * NODES + target.gather(1, order)
+    questions = NODES + NODES * NODES + hops * NODES + start
+    unlabelled = torch.full_like(edges, -100)
+    return torch.cat((edges, questions), 1), torch.cat((unlabelled, reached), 1), hops
+
+
+def hops(steps: int, path: Path | None = None, *, layers: int = 8, test: int = 60) -> tuple[list[common.Row], dict]:
+    """Train (or take from `path`) a model with an exit after every layer; answer held-out questions one by one.
+
+    At full depth and leaving early: a row for each number of hops, FLOPs a token; mean depth and accuracy beside them.
+    """
+    config = ModelConfig(
+        vocab_size=NODES + NODES * NODES + HOPS * NODES, hidden_size=64, intermediate_size=192, head_dim=32,
+        num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, use_qk_norm=True,
+        exit_layers=tuple(range(layers - 1)),
+    )  # fmt: skip
+    model = Decoder(config)
+    model.init_weights(0)
+    if path is not None and path.is_file():
+        model.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        _learn(model, steps)
+        if path is not None:
+            torch.save(model.state_dict(), path)
+    ids, labels, asked = graphs(test, torch.Generator().manual_seed(1))
+    results = {confidence: _answer(model.eval(), ids, confidence) for confidence in (CONFIDENCE, 2.0)}
+    right = {confidence: found == labels[:, NODES:] for confidence, (found, _, _) in results.items()}
+    rows: list[common.Row] = []
+    by_hops: list[dict[str, float]] = []
+    for count in range(HOPS):
+        these = asked == count
+        ours, theirs = (float(results[c][2][these].mean()) for c in (CONFIDENCE, 2.0))
+        case = f"early-exit-{count}-hops"
+        ratio = theirs / ours
+        setting = f"{layers} layers of 64"
+        rows.append(
+            common.Row(case, "qwq-full-depth", setting, ours, theirs, "FLOPs/token", ratio, (ratio, ratio), None)
+        )
+        found = {"hops": count, "mean_depth": float(results[CONFIDENCE][1][these].mean())}
+        found |= {"accuracy": float(right[CONFIDENCE][these].float().mean())}
+        found |= {"accuracy_full": float(right[2.0][these].float().mean()), "flops_share": 1 / ratio}
+        by_hops.append({key: round(value, 4) for key, value in found.items()})
+    return rows, {"steps": steps, "confidence": CONFIDENCE, "by_hops": by_hops}
+
+
+def _learn(model: Decoder, steps: int) -> None:
+    training = dataclasses.replace(TrainingConfig(), steps=steps, weight_decay=0.0)
+    optimizers, parameters = optim.build(model, training), list(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        ids, labels, _ = graphs(64, generator)
+        loss = loss_sum(model, Batch(ids, labels), early_exit_loss_coef=1.0, generator=generator)
+        (loss / labels.numel()).backward()
+        optim.clip(parameters, 1.0)
+        optim.update(optimizers, optim.learning_rate_factor(step, training))
+
+
+@torch.no_grad()
+def _answer(model: Decoder, ids: Tensor, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Best node, depth and FLOPs of every question, one decoded after the other; each [count, QUERIES]."""
+    config, count = model.config, len(ids)
+    found, depths = torch.zeros(count, QUERIES, dtype=torch.long), torch.zeros(count, QUERIES)
+    cost = torch.zeros(count, QUERIES)
+    for item in range(count):
+        rows = KVCache(config, 1, torch.float32).rows(0, 1)
+        model.hidden(ids[item : item + 1, :NODES], cache=rows)
+        for place in range(QUERIES):
+            at = NODES + place
+            logits, depth = leave_early(model, ids[item : item + 1, at : at + 1], rows, confidence)
+            tried = depth if confidence <= 1 else 1
+            found[item, place], depths[item, place] = logits[0, 0, :NODES].argmax(), depth
+            cost[item, place] = flops_of_token(config, depth, at, heads=tried) + filling_flops(config, depth)
+    return found, depths, cost
