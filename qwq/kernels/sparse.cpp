@@ -30,13 +30,16 @@ struct Strided {  // [B, heads, tokens, width], the last dimension without gaps
 
 struct Problem {
     Strided query, key, value, out, grad_out, grad_query, grad_key, grad_value;  // grad_key: [parts, B, K, S, D] dense
+    Strided asked, pooled;       // [B, K, Q, D], [B, K, pools, D]: what `top_k` more entries are chosen by
     float *lse, *grad_bias;      // [B, H, T]; [B, K, Q, N]
     const float* bias;           // [B, K, Q, N] or null
     const int64_t* index;        // [B, K, Q, N]
     int64_t index_batch, index_head;
-    Table start, rows, begun, diagonal, key_start, key_rows;  // diagonal: the tile's own block, -1 where order is free
-    int64_t batch, heads, kv_heads, tiles, entries, block, width, value_width, queries, keys;
-    int32_t parts, threads;
+    Table start, rows, begun, first, limit;  // of tiles
+    Table diagonal;                          // the tile's own block, -1 where order is free
+    Table key_start, key_rows;               // of blocks
+    int64_t batch, heads, kv_heads, tiles, entries, block, width, value_width, queries, keys, pools;
+    int32_t parts, threads, top_k;
 };
 
 Vector exponential(Vector x) {  // exp_fast of vector.h on a whole vector; 0 where that would leave the normal numbers
@@ -81,6 +84,8 @@ template <int NV>
 void panel(const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, int m, int k,
            bool add) {
     int i = 0;
+    if (NV == 1)  // as many sums at once as hide the time that one addition takes
+        for (; i + 12 <= m; i += 12) micro<12, NV>(a + i * row, row, step, b, ldb, c + i * ldc, ldc, k, add);
     for (; i + 6 <= m; i += 6) micro<6, NV>(a + i * row, row, step, b, ldb, c + i * ldc, ldc, k, add);
     if (m - i >= 4) micro<4, NV>(a + i * row, row, step, b, ldb, c + i * ldc, ldc, k, add), i += 4;
     for (; i < m; i++) micro<1, NV>(a + i * row, row, step, b, ldb, c + i * ldc, ldc, k, add);
@@ -137,23 +142,17 @@ struct Columns {
     }
 };
 
-// One entry of a list, and which of its keys each column may see.
+// One entry of a tile's list, and which of its keys each column may see.
 struct Entry {
-    int64_t block, key_start;
+    int64_t block, key_start, place;  // place in the list's tensor
     int rows;
     float bias;
     bool diagonal;
 
-    Entry(const Problem& p, const Columns& c, int64_t n) {
-        const int64_t list = ((c.b * p.index_batch + c.kv * p.index_head) + c.tile) * p.entries;
-        block = p.index[list + n];
-        bias = 0;
-        if (block < 0) return;
-        if (p.bias) bias = p.bias[((c.b * p.kv_heads + c.kv) * p.tiles + c.tile) * p.entries + n];
-        key_start = p.key_start.at(c.b, block);
-        rows = p.key_rows.at(c.b, block);
-        diagonal = block == p.diagonal.at(c.b, c.tile);
-    }
+    Entry(const Problem& p, int64_t b, int64_t tile, int64_t block, int64_t place, float bias)
+        : block(block), key_start(p.key_start.at(b, block)), place(place), rows(p.key_rows.at(b, block)), bias(bias),
+          diagonal(block == p.diagonal.at(b, tile)) {}
+
     // S^T [rows][COLUMNS] = K q^T + bias, LOWEST where the query stands before the key.
     void logits(const Problem& p, const Columns& c, const float* query, float* s) const {
         gemm(p.key.at(c.b, c.kv, key_start), p.width, 1, query, COLUMNS, s, COLUMNS, rows, c.padded, p.width, false);
@@ -166,8 +165,35 @@ struct Entry {
     }
 };
 
+// The blocks that a tile sees: those in its list, then the `top_k` that are not and score highest.
+void list(const Problem& p, int64_t b, int64_t kv, int64_t tile, std::vector<Entry>& entries) {
+    entries.clear();
+    const int64_t* index = p.index + (b * p.index_batch + kv * p.index_head + tile) * p.entries;
+    const int64_t place = ((b * p.kv_heads + kv) * p.tiles + tile) * p.entries;
+    for (int64_t n = 0; n < p.entries; n++)
+        if (index[n] >= 0) entries.emplace_back(p, b, tile, index[n], place + n, p.bias ? p.bias[place + n] : 0.0f);
+    if (!p.top_k) return;
+    std::vector<std::pair<float, int64_t>> best;
+    const float *asked = p.asked.at(b, kv, tile), *pooled = p.pooled.at(b, kv, 0);
+    const int64_t first = p.first.at(b, tile), end = std::min(first + p.limit.at(b, tile), p.pools);
+    for (int64_t block = first; block < end; block++) {
+        if (std::find(index, index + p.entries, block) != index + p.entries) continue;
+        const float score = dot(asked, pooled + block * p.width, p.width);
+        if ((int)best.size() == p.top_k) {
+            if (score <= best.back().first) continue;
+            best.pop_back();
+        }
+        best.insert(std::find_if(best.begin(), best.end(), [&](auto& x) { return x.first < score; }), {score, block});
+    }
+    for (auto& [score, block] : best) {
+        const float x = score / std::sqrt((float)p.width);
+        entries.emplace_back(p, b, tile, block, -1, std::min(x, 0.0f) - std::log1p(std::exp(-std::abs(x))));
+    }
+}
+
 struct Scratch {
     std::vector<float> memory;
+    std::vector<Entry> entries;
     float *query, *result, *logits, *grads, *turned, *plain, *rows;
     explicit Scratch(const Problem& p) {
         const int64_t width = std::max(p.width, p.value_width);
@@ -184,9 +210,7 @@ void forward(const Problem& p, const Columns& c, Scratch& m) {
     std::fill_n(top, COLUMNS, LOWEST), std::fill_n(sum, COLUMNS, 0.0f);
     c.turn_in(p.query, p.width, 1.0f / std::sqrt((float)p.width), m.query);
     std::fill_n(m.result, p.value_width * COLUMNS, 0.0f);
-    for (int64_t n = 0; n < p.entries; n++) {
-        const Entry entry(p, c, n);
-        if (entry.block < 0) continue;
+    for (const Entry& entry : m.entries) {
         entry.logits(p, c, m.query, m.logits);
         for (int j = 0; j < c.padded; j += LANES) {
             Vector highest = load(top + j), total = {};
@@ -231,9 +255,7 @@ void backward(const Problem& p, const Columns& c, Scratch& m, int part) {
     }
     std::fill_n(m.result, p.width * COLUMNS, 0.0f);
     const int64_t head = (part * p.batch + c.b) * p.kv_heads + c.kv;
-    for (int64_t n = 0; n < p.entries; n++) {
-        const Entry entry(p, c, n);
-        if (entry.block < 0) continue;
+    for (const Entry& entry : m.entries) {
         const float *key = p.key.at(c.b, c.kv, entry.key_start), *value = p.value.at(c.b, c.kv, entry.key_start);
         entry.logits(p, c, m.query, m.logits);
         gemm(value, p.value_width, 1, m.turned, COLUMNS, m.grads, COLUMNS, entry.rows, c.padded, p.value_width, false);
@@ -245,8 +267,7 @@ void backward(const Problem& p, const Columns& c, Scratch& m, int part) {
                 store(s, e), store(g, ds);
                 total += ds;
             }
-        if (p.grad_bias)
-            p.grad_bias[((c.b * p.kv_heads + c.kv) * p.tiles + c.tile) * p.entries + n] += ::sum(total);
+        if (p.grad_bias) p.grad_bias[entry.place] += sum(total);
         gemm(m.logits, COLUMNS, 1, m.plain, p.value_width,
              p.grad_value.data + (head * p.keys + entry.key_start) * p.value_width, p.value_width, entry.rows,
              p.value_width, c.count, true);
@@ -277,7 +298,8 @@ int share(const Problem& p, int64_t count, Job job) {
 
 // The columns of a tile, all heads of a group, up to COLUMNS at a time.
 template <typename Call>
-void columns(const Problem& p, int64_t b, int64_t kv, int64_t tile, Call call) {
+void columns(const Problem& p, int64_t b, int64_t kv, int64_t tile, Scratch& scratch, Call call) {
+    list(p, b, kv, tile, scratch.entries);
     const int64_t all = p.rows.at(b, tile) * (p.heads / p.kv_heads);
     for (int64_t first = 0; first < all; first += COLUMNS) call(Columns(p, b, kv, tile, first));
 }
@@ -289,7 +311,7 @@ extern "C" int qwq_sparse_forward(const Problem* problem) {
     const Problem& p = *problem;
     return share(p, p.batch * p.kv_heads * p.tiles, [&](int64_t job, Scratch& scratch) {
         const int64_t b = job / (p.kv_heads * p.tiles), kv = job / p.tiles % p.kv_heads, tile = job % p.tiles;
-        columns(p, b, kv, tile, [&](const Columns& c) { forward(p, c, scratch); });
+        columns(p, b, kv, tile, scratch, [&](const Columns& c) { forward(p, c, scratch); });
     });
 }
 
@@ -299,6 +321,6 @@ extern "C" int qwq_sparse_backward(const Problem* problem) {
     return share(p, p.batch * p.kv_heads * p.parts, [&](int64_t job, Scratch& scratch) {
         const int64_t b = job / (p.kv_heads * p.parts), kv = job / p.parts % p.kv_heads, part = job % p.parts;
         for (int64_t tile = part; tile < p.tiles; tile += p.parts)
-            columns(p, b, kv, tile, [&](const Columns& c) { backward(p, c, scratch, part); });
+            columns(p, b, kv, tile, scratch, [&](const Columns& c) { backward(p, c, scratch, part); });
     });
 }

@@ -36,6 +36,17 @@ class Tiles:
     total: Tensor  # [B, Q] key blocks of the document
     key_start: Tensor  # [B, blocks] first key of a block
     key_rows: Tensor  # [B, blocks] its keys
+    name: tuple | None = None  # the same for calls whose tiles have the same places in their documents
+
+    @functools.cached_property
+    def tables(self) -> "_Tables":
+        """The same for the C++ kernel."""
+        diagonal = self.first + self.own if self.causal else torch.full_like(self.own, -1)
+        tensors = [self.start, self.rows, self.begun, self.first, self.limit, diagonal, self.key_start, self.key_rows]
+        tensors = [x.contiguous() for x in tensors]
+        tables = _Tables(*(_Table(x.data_ptr(), 0 if len(x) == 1 else x.shape[1]) for x in tensors))
+        tables.kept = tensors
+        return tables
 
     @property
     def limit(self) -> Tensor:
@@ -45,7 +56,7 @@ class Tiles:
     def take(self, chosen: Tensor) -> "Tiles":
         """Only the tiles `chosen` (numbers or booleans over Q)."""
         names = ("start", "rows", "begun", "own", "first", "total")
-        return replace(self, aligned=False, **{name: getattr(self, name)[:, chosen] for name in names})
+        return replace(self, aligned=False, name=None, **{name: getattr(self, name)[:, chosen] for name in names})
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,46 @@ class BlockLayout:
         return (self.index >= 0).sum(-1)
 
 
-def block_attention(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> Tensor:
+@dataclass(frozen=True)
+class Choice:
+    """What the lists of a layout are extended by: the `top_k` blocks that are not in them yet and score highest."""
+
+    asked: Tensor  # [B, K, Q, D] what stands for a tile
+    pooled: Tensor  # [B, K, blocks, D] what stands for a block of keys; blocks that are missing cannot be chosen
+    top_k: int
+
+    def scores(self, tiles: Tiles) -> Tensor:
+        """How much every tile wants every block: [B, K, Q, blocks], -inf for those it may not see."""
+        scores = (self.asked @ self.pooled.transpose(-1, -2)) * self.asked.shape[-1] ** -0.5
+        local = torch.arange(self.pooled.shape[2], device=scores.device) - tiles.first[:, None, :, None]
+        return scores.masked_fill((local < 0) | (local >= tiles.limit[:, None, :, None]), -torch.inf)
+
+    def extend(self, layout: BlockLayout) -> BlockLayout:
+        """The layout with what was chosen, and log(sigmoid(score)) as the bias of those blocks."""
+        index, count = layout.index, self.pooled.shape[2]
+        if count == 0:
+            return layout
+        scores = self.scores(layout.tiles)
+        taken = scores.new_zeros(*scores.shape[:3], count + 1, dtype=torch.bool)
+        index = index.expand(*scores.shape[:3], -1)
+        taken = taken.scatter_(3, index.masked_fill((index < 0) | (index >= count), count), True)[..., :count]
+        best, chosen = scores.masked_fill(taken, -torch.inf).topk(min(self.top_k, count))
+        there = best > -torch.inf
+        gate = F.logsigmoid(best.masked_fill(~there, 0)).masked_fill(~there, 0)
+        index = torch.cat((index, chosen.masked_fill(~there, -1)), -1)
+        return BlockLayout(layout.tiles, index, F.pad(gate, (index.shape[3] - gate.shape[3], 0)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, choice: Choice | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias over the blocks of the layout) v, by the backend that is fastest here.
 
     query [B, H, T, D], key [B, K, S, D], value [B, K, S, Dv] -> [B, H, T, Dv]; 0 for a query that is in no tile.
     """
-    if takes(query.device.type, query.dtype, query.shape[3], value.shape[3]):
-        return compiled(query, key, value, layout)
+    fast = takes(query.device.type, query.dtype, query.shape[3], value.shape[3])
+    if choice is not None and not (fast and not torch.is_grad_enabled()):
+        layout, choice = choice.extend(layout), None
+    if fast:
+        return compiled(query, key, value, layout, choice)
     return gathered(query, key, value, layout)
 
 
@@ -211,17 +255,20 @@ class _Strided(Structure):
     _fields_ = [("data", c_void_p), ("batch", c_int64), ("head", c_int64), ("token", c_int64)]
 
 
-_TENSORS = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value")
-_TABLES = ("start", "rows", "begun", "diagonal", "key_start", "key_rows")
-_SIZES = ("batch", "heads", "kv_heads", "tiles", "entries", "block", "width", "value_width", "queries", "keys")
+_TENSORS = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value", "asked", "pooled")
+_TABLES = ("start", "rows", "begun", "first", "limit", "diagonal", "key_start", "key_rows")
+_SIZES = ("batch", "heads", "kv_heads", "tiles", "entries", "block", "width", "value_width", "queries", "keys", "pools")
+
+
+class _Tables(Structure):
+    _fields_ = [(name, _Table) for name in _TABLES]
 
 
 class _Problem(Structure):
     _fields_ = [(name, _Strided) for name in _TENSORS]
     _fields_ += [(name, c_void_p) for name in ("lse", "grad_bias", "bias", "index")]
-    _fields_ += [("index_batch", c_int64), ("index_head", c_int64)]
-    _fields_ += [(name, _Table) for name in _TABLES] + [(name, c_int64) for name in _SIZES]
-    _fields_ += [("parts", c_int32), ("threads", c_int32)]
+    _fields_ += [("index_batch", c_int64), ("index_head", c_int64), ("tables", _Tables)]
+    _fields_ += [(name, c_int64) for name in _SIZES] + [(name, c_int32) for name in ("parts", "threads", "top_k")]
 
 
 @functools.cache
@@ -244,64 +291,74 @@ def takes(device: str, dtype: torch.dtype, width: int, value_width: int) -> bool
 
 
 @torch.compiler.disable
-def compiled(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> Tensor:
-    """The same in C++ (sparse.cpp), which reads keys and values where they are: float32 on a CPU, with gradients."""
+def compiled(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, choice: Choice | None = None) -> Tensor:
+    """The same in C++ (sparse.cpp), which reads keys and values where they are: float32 on a CPU, with gradients.
+
+    A `choice` it makes itself, and without gradients.
+    """
     bias = None if layout.bias is None else layout.bias.expand(len(query), -1, -1, -1)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, bias)):
         return _Compiled.apply(query, key, value, bias, layout)
-    return _forward(query, key, value, bias, layout, None)
+    return _forward(query, key, value, bias, layout, None, choice)
 
 
-def _problem(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, layout: BlockLayout) -> tuple:
-    """What both passes are told, and the tensors that must live as long."""
-    tiles, index = layout.tiles, layout.index
-    (batch, heads, queries, width), kv_heads, keys = query.shape, key.shape[1], key.shape[2]
-    index = index if index.stride()[2:] == (index.shape[3], 1) else index.contiguous()
-    diagonal = tiles.first + tiles.own if tiles.causal else torch.full_like(tiles.own, -1)
-    tables = [tiles.start, tiles.rows, tiles.begun, diagonal, tiles.key_start, tiles.key_rows]
-    tables = [x.contiguous() for x in tables]
-    problem = _Problem(
+def _problem(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, index: Tensor, tiles: Tiles) -> _Problem:
+    """What both passes are told. The tensors must live as long."""
+    (batch, heads, queries, width), (_, kv_heads, keys, value_width) = query.shape, value.shape
+    count, entries = index.shape[2:]
+    return _Problem(
+        query=_strided(query),
+        key=_strided(key),
+        value=_strided(value),
         index=index.data_ptr(),
-        index_batch=0 if len(index) == 1 else index.stride(0) // index.shape[3],
-        index_head=0 if index.shape[1] == 1 else index.stride(1) // index.shape[3],
+        index_batch=0 if len(index) == 1 else index.shape[1] * count,
+        index_head=0 if index.shape[1] == 1 else count,
+        tables=tiles.tables,
         bias=None if bias is None else bias.data_ptr(),
         batch=batch,
         heads=heads,
         kv_heads=kv_heads,
-        tiles=index.shape[2],
-        entries=index.shape[3],
+        tiles=count,
+        entries=entries,
         block=tiles.block_size,
         width=width,
-        value_width=value.shape[3],
+        value_width=value_width,
         queries=queries,
         keys=keys,
-        threads=torch.get_num_threads(),
+        # Little work is done sooner than a second thread wakes up.
+        threads=torch.get_num_threads() if batch * heads * queries * entries > 256 else 1,
     )
-    for name, x in zip(_TABLES, tables, strict=True):
-        setattr(problem, name, _Table(x.data_ptr(), 0 if len(x) == 1 else x.shape[1]))
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        setattr(problem, name, _strided(x))
-    return problem, (index, tables)
 
 
 def _strided(x: Tensor) -> _Strided:
-    return _Strided(x.data_ptr(), *x.stride()[:3])
+    batch, head, token, _ = x.stride()
+    return _Strided(x.data_ptr(), batch, head, token)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x with the last dimension, and for keys and values the one before, without gaps."""
-    return x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
+def _dense_rows(*tensors: Tensor) -> list[Tensor]:
+    """Keys, values and the like with the last two dimensions without gaps."""
+    return [x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous() for x in tensors]
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, layout: BlockLayout, lse: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    layout: BlockLayout,
+    lse: Tensor | None,
+    choice: Choice | None = None,
 ) -> Tensor:
     query = query if query.stride(3) == 1 else query.contiguous()
-    key, value, bias = _rows(key), _rows(value), None if bias is None else bias.contiguous()
-    problem, _kept = _problem(query, key, value, bias, layout)
-    heads, width = query.shape[1], value.shape[3]
-    out = query.new_zeros(len(query), query.shape[2], heads, width).transpose(1, 2)
+    key, value = _dense_rows(key, value)
+    bias, index = None if bias is None else bias.contiguous(), layout.index.contiguous()
+    problem = _problem(query, key, value, bias, index, layout.tiles)
+    out = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3]).transpose(1, 2)
     problem.out, problem.lse = _strided(out), None if lse is None else lse.data_ptr()
+    if choice is not None:
+        asked, pooled = _dense_rows(choice.asked, choice.pooled)
+        problem.asked, problem.pooled = _strided(asked), _strided(pooled)
+        problem.pools, problem.top_k = pooled.shape[2], choice.top_k
     _run("qwq_sparse_forward", problem)
     return out
 
@@ -321,8 +378,9 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, out, lse = ctx.saved_tensors
         query, grad = (x if x.stride(3) == 1 else x.contiguous() for x in (query, grad))
-        key, value, bias = _rows(key), _rows(value), None if bias is None else bias.contiguous()
-        problem, _kept = _problem(query, key, value, bias, ctx.layout)
+        key, value = _dense_rows(key, value)
+        bias, index = None if bias is None else bias.contiguous(), ctx.layout.index.contiguous()
+        problem = _problem(query, key, value, bias, index, ctx.layout.tiles)
         problem.parts = parts = max(1, problem.threads // (problem.batch * problem.kv_heads))
         grad_query = torch.zeros_like(query)
         grad_key, grad_value = (x.new_zeros(parts, *x.shape) for x in (key, value))

@@ -27,7 +27,7 @@ class KVCache:
     """Keys and values of every layer, contiguous: [layers, B, K, capacity, D], grown by doubling.
 
     Row b holds `lengths[b]` tokens. Rows in use are kept at the front, so that a batch is a slice and never a copy.
-    What a gate chooses by (sparsity.py) is kept for every block: its mean key, and its first query. It follows from
+    What a gate chooses by (sparsity.py) is kept for every block: its mean key, and its first query. That follows from
     the tokens before alone, so a row is made shorter by making its length smaller.
     """
 
@@ -125,13 +125,14 @@ class CacheRows:
 
     def ask(self, layer: int, query: Tensor, heads: int, cross: bool) -> Tensor:
         """New queries [B, H, T, D] -> the first query (mean over a group's heads) of each block they are in,
-        [B, K, Q, D], which may have come in an earlier call."""
+        [B, K, Q, D]; it may have come in an earlier call."""
         size = self.cache.block_size
         asked = self.cache.stores["cross_asked" if cross else "asked"][layer, self.start : self.stop]
         for rows, start in self._alike():
             block, skip = -(-start // size), -start % size
-            first = query[rows, :, skip::size].unflatten(1, (heads, -1)).mean(2)
-            asked[rows, :, block : block + first.shape[2]] = first
+            if skip < self.new:
+                first = query[rows, :, skip::size].unflatten(1, (heads, -1)).mean(2)
+                asked[rows, :, block : block + first.shape[2]] = first
         count = max((start % size + self.new + size - 1) // size for start in self.before)
         if self.at is None:
             return asked.narrow(2, self.before[0] // size, count)
@@ -201,6 +202,9 @@ class DenseAttention(nn.Module):
             alone = replace(tokens, boundaries=None, tiles={})
             parts = [self(query[:, :, q], key[:, :, k], value[:, :, k], alone) for q, k in documents]
             return torch.cat(parts, dim=2)
+        if query.shape[2] == 1 and (tokens.mask is None or tokens.mask.shape[1] == 1):
+            folded = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # the keys are read once for a group
+            return F.scaled_dot_product_attention(folded, key, value, tokens.mask).view(*query.shape[:3], -1)
         causal = tokens.causal and tokens.mask is None
         return F.scaled_dot_product_attention(query, key, value, tokens.mask, is_causal=causal, enable_gqa=True)
 

@@ -48,7 +48,15 @@ _PARTS: dict[str, type] = {part.__name__.lower(): part for part in (Local, Globa
 
 
 def cut(
-    starts: list[int], queries: int, lengths: Tensor, keys: int, block_size: int, *, causal: bool, padded: bool
+    starts: list[int],
+    queries: int,
+    lengths: Tensor,
+    keys: int,
+    block_size: int,
+    *,
+    causal: bool,
+    padded: bool,
+    name: tuple | None = None,
 ) -> Tiles:
     """One document a row: row b has `queries` tokens from position starts[b] on, and lengths[b] of the `keys` keys.
 
@@ -75,6 +83,7 @@ def cut(
         total=((lengths + size - 1) // size)[:, None].expand(-1, count),
         key_start=key_start,
         key_rows=(lengths[:, None] - key_start).clamp(0, size),
+        name=name,
     )
 
 

@@ -163,7 +163,7 @@ class ModelConfig:
         attention = self.hidden_size * (query + key + value + output)
         attention += self.attention_bias * (query + key + value) + self.attention_output_bias * self.hidden_size
         if "learnable" in self.attention_pattern(layer):
-            attention += 2 * self.head_dim**2  # the gate's maps
+            attention += self.head_dim**2  # the gate
         return attention + self.use_qk_norm * 2 * self.head_dim * (2 if self.norm_type == "layer_norm" else 1)
 
     def _mlp_parameters(self, intermediate_size: int) -> int:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qwq.kernels.linear import Linear
-from qwq.kernels.sparse import BlockLayout, Tiles, block_attention, blocks, query_tiles
+from qwq.kernels.sparse import BlockLayout, Choice, Tiles, attend, blocks, query_tiles
 from qwq.model.block_layout import AttentionPattern, cut, cut_packed, everything
 from qwq.model.config import ModelConfig
 
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 class SparseAttention(nn.Module):
     """Every query sees the blocks of keys that the layer's pattern lists for its block. Called as `DenseAttention` is.
 
-    `Learnable` compares a summary of the query block with the mean key of every other block, each after a linear map
-    that all heads share and that is near the identity at first, and adds the `top_k` best. log(sigmoid(score)) is added
-    to the logits of a block that is there by that alone, which is how the gate gets its gradient.
+    `Learnable` scores every other block by q^T (1 + W) k: q stands for the query block, k is the other's mean key, and
+    W, the gate, is one map for all heads (SeerAttention, arXiv:2410.13276, has one on each side). The `top_k` best are
+    added. log(sigmoid(score)) is added to the logits of a block that is there by that alone: so the gate learns.
 
     What stands for a query block must not look ahead where order counts: it is then the block's first query (mean over
     the group's heads), else the mean of all its queries. Keys are pooled after the rotary turn, as the cache has them.
@@ -36,46 +35,58 @@ class SparseAttention(nn.Module):
         self.layer = layer
         self.pattern = AttentionPattern.parse(config.attention_pattern(layer), config.attention_block_size)
         if self.pattern.top_k:
-            self.q_gate = Linear(config.head_dim, config.head_dim, bias=False)
-            self.k_gate = Linear(config.head_dim, config.head_dim, bias=False)
+            self.gate = Linear(config.head_dim, config.head_dim, bias=False)
+        self.newest: tuple = (None, None)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, tokens: "Tokens", key_boundaries: list[int] | None = None
     ) -> Tensor:
         """query [B, H, T, D], key [B, K, S, D], value [B, K, S, Dv] -> [B, H, T, Dv]"""
-        heads = key.shape[1]
         tiles = cut_tokens(query, key, tokens, key_boundaries, self.pattern.block_size)
         if tiles is None:
             raise ValueError("attention_mask: sparse attention wants the padding after the tokens of a row")
-        marked = None if tokens.marked is None else _marked_blocks(tokens.marked, tiles)
-        index, bias = self.pattern.fixed(tiles, self.layer, heads, marked), None
+        marked = None
+        if tokens.marked is not None and self.pattern.global_blocks:
+            marked = _marked_blocks(tokens.marked, tiles)
+        layout, choice = BlockLayout(tiles, self.fixed(tiles, key.shape[1], marked)), None
         if self.pattern.top_k:
-            index, bias = self.choose(*self.summaries(query, key, tokens, tiles), tiles, index)
+            asked, pooled = self.summaries(query, key, tokens, tiles)
+            choice = Choice(asked + self.gate(asked), pooled, self.pattern.top_k)
         if tiles.causal or tokens.memory is not None or not self.pattern.global_blocks:
-            return block_attention(query, key, value, BlockLayout(tiles, index, bias))
+            return attend(query, key, value, layout, choice)
         # A global tile of an encoder has a list as long as the document: it is computed apart.
         wide = tiles.own < self.pattern.global_blocks  # [B, Q]
         if marked is not None:
             wide = wide | marked.gather(1, (tiles.first + tiles.own).expand(len(marked), -1))
         some, rest = wide.any(0), ~wide.all(0)
         tall = replace(tiles, rows=tiles.rows * wide).take(some)
-        out = block_attention(query, key, value, BlockLayout(tall, everything(tall)))
+        out = attend(query, key, value, BlockLayout(tall, everything(tall)))
         if bool(rest.any()):
             others = replace(tiles, rows=tiles.rows * ~wide).take(rest)
-            narrow = BlockLayout(others, index[:, :, rest], None if bias is None else bias[:, :, rest])
-            out = out + block_attention(query, key, value, narrow)
+            if choice is not None:
+                choice = replace(choice, asked=choice.asked[:, :, rest])
+            out = out + attend(query, key, value, BlockLayout(others, layout.index[:, :, rest]), choice)
         return out
+
+    def fixed(self, tiles: Tiles, heads: int, marked: Tensor | None) -> Tensor:
+        """What the pattern lists without the gate; the newest is kept, as most calls are like the one before."""
+        name = (tiles.name, tiles.own.device, torch.is_inference_mode_enabled())
+        if tiles.name is None or marked is not None:
+            return self.pattern.fixed(tiles, self.layer, heads, marked)
+        if self.newest[0] != name:
+            self.newest = name, self.pattern.fixed(tiles, self.layer, heads)
+        return self.newest[1]
 
     def summaries(self, query: Tensor, key: Tensor, tokens: "Tokens", tiles: Tiles) -> tuple[Tensor, Tensor]:
         """What stands for every tile of queries [B, K, Q, D] and for every block of keys [B, K, blocks, D]."""
         cache, memory, heads = tokens.cache, tokens.memory, key.shape[1]
         if memory is None and cache is not None:
             pooled = cache.pool(self.layer, key)
-        elif memory is None or not memory.keep:
+        elif memory is None or self.layer not in memory.pooled:
             pooled = _mean(blocks(key, tiles), tiles.key_rows)
+            if memory is not None and memory.keep:
+                memory.pooled[self.layer] = pooled
         else:
-            if self.layer not in memory.pooled:
-                memory.pooled[self.layer] = _mean(blocks(key, tiles), tiles.key_rows)
             pooled = memory.pooled[self.layer]
         if cache is not None:
             return cache.ask(self.layer, query, heads, memory is not None), pooled
@@ -84,29 +95,6 @@ class SparseAttention(nn.Module):
         else:
             asked = query_tiles(query, tiles, 1)[:, :, :, 0]
         return asked.unflatten(1, (heads, -1)).mean(2), pooled
-
-    def scores(self, asked: Tensor, pooled: Tensor, tiles: Tiles) -> Tensor:
-        """How much every tile wants every block of its document: [B, K, Q, blocks], -inf for those it may not see."""
-        asked, pooled = asked + self.q_gate(asked), pooled + self.k_gate(pooled)
-        scores = (asked @ pooled.transpose(-1, -2)) * asked.shape[-1] ** -0.5
-        local = torch.arange(pooled.shape[2], device=asked.device) - tiles.first[:, None, :, None]
-        return scores.masked_fill((local < 0) | (local >= tiles.limit[:, None, :, None]), -torch.inf)
-
-    def choose(self, asked: Tensor, pooled: Tensor, tiles: Tiles, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The lists [B, K, Q, N] and the best blocks that are not in them yet; and what is added to their logits."""
-        count = pooled.shape[2]
-        if count == 0:
-            return index, None
-        taken = torch.zeros(*index.shape[:3], count + 1, dtype=torch.bool, device=index.device)
-        taken = taken.scatter_(3, index.masked_fill((index < 0) | (index >= count), count), True)[..., :count]
-        best, chosen = (
-            self.scores(asked, pooled, tiles).masked_fill(taken, -torch.inf).topk(min(self.pattern.top_k, count))
-        )
-        there = best > -torch.inf
-        gate = F.logsigmoid(best.masked_fill(~there, 0)).masked_fill(~there, 0)
-        index = index.expand(len(chosen), -1, -1, -1)
-        bias = torch.cat((gate.new_zeros(index.shape), gate), -1)
-        return torch.cat((index, chosen.masked_fill(~there, -1)), -1), bias
 
 
 def _mean(x: Tensor, rows: Tensor) -> Tensor:
@@ -130,6 +118,8 @@ def cut_tokens(
     starts = [0] if cache is None else cache.before
     starts = starts[:1] if len(set(starts)) == 1 else starts
     lengths, padded = torch.tensor([keys], device=device), False
+    spans = tuple((start // size, (start + queries - 1) // size) for start in starts)
+    name: tuple | None = (spans, None if causal else keys)
     if cache is not None and not cross:
         if mask is not cache.mask:
             return None
@@ -138,8 +128,8 @@ def cut_tokens(
         seen = mask[:, 0, -1]
         if mask.shape[2] > 1 or bool((seen[:, 1:] > seen[:, :-1]).any()):
             return None
-        lengths, padded = seen.sum(-1), not cross
-    tiles = cut(starts, queries, lengths, keys, size, causal=causal, padded=padded)
+        lengths, padded, name = seen.sum(-1), not cross, None
+    tiles = cut(starts, queries, lengths, keys, size, causal=causal, padded=padded, name=name)
     return tokens.tiles.setdefault(size, tiles)
 
 

@@ -31,7 +31,7 @@ def build(kind, pattern, **more):
     model = kind(config(pattern, architecture=_NAMES[kind], **more)).double()
     model.init_weights(seed=3)
     for name, parameter in model.named_parameters():  # far from the identity and from even attention
-        if "gate" in name or "q_proj" in name or "k_proj" in name:
+        if "attend.gate" in name or "q_proj" in name or "k_proj" in name:
             parameter.data.mul_(20)
     return model.eval()
 
@@ -107,7 +107,8 @@ def outputs_and_gradients(call, model):
 
 def through(backend, call, model, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("qwq.model.sparsity.block_attention", backend)
+        extended = lambda q, k, v, layout, choice: backend(q, k, v, choice.extend(layout) if choice else layout)  # noqa: E731
+        patch.setattr("qwq.model.sparsity.attend", lambda *args: extended(*args, *[None] * (5 - len(args))))
         return outputs_and_gradients(call, model)
 
 
@@ -137,7 +138,7 @@ def test_gathered_blocks_equal_the_dense_mask(kind, pattern, shape, monkeypatch)
     for a, b in zip(ours, plain, strict=True):
         same(a, b)
     if "learnable" in pattern:
-        gates = [p.grad for name, p in model.named_parameters() if "gate.weight" in name and "attend" in name]
+        gates = [p.grad for name, p in model.named_parameters() if name.endswith("attend.gate.weight")]
         assert gates
         assert max(g.abs().max() for g in gates) > 0
 
