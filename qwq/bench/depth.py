@@ -39,7 +39,7 @@ def run(
     *,
     folder: Path = Path("bench-depth"),
     steps: int = 1600,
-    hop_steps: int = 4000,
+    hop_steps: int = 1500,
     prompts: int = 24,
     identical: int = 200,
 ) -> dict:
@@ -165,7 +165,7 @@ def graphs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tens
     return torch.cat((edges, questions), 1), torch.cat((unlabelled, reached), 1), hops
 
 
-def hops(steps: int, path: Path | None = None, *, layers: int = 8, test: int = 60) -> tuple[list[common.Row], dict]:
+def hops(steps: int, path: Path | None = None, *, layers: int = 6, test: int = 40) -> tuple[list[common.Row], dict]:
     """Train (or take from `path`) a model with an exit after every layer; answer held-out questions one by one.
 
     At full depth and leaving early: a row for each number of hops, FLOPs a token; mean depth and accuracy beside them.
