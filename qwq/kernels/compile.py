@@ -50,7 +50,7 @@ def library(source: Path, isa: str) -> ctypes.CDLL | None:
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if not compiler:
-        log.warning("no C++ compiler (g++ or clang++) found: decoding takes the slower PyTorch path")
+        log.warning("no C++ compiler (g++ or clang++) found: the slower PyTorch path is taken")
         return None
     command = [*shlex.split(compiler), *_FLAGS.split(), *INSTRUCTIONS[isa].split()]
     try:
@@ -66,7 +66,7 @@ def library(source: Path, isa: str) -> ctypes.CDLL | None:
         output = getattr(error, "stderr", None) or str(error).encode()
         lines = output.decode("utf-8", "replace").strip().splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "error" in line), lines[0])
-        log.warning("%s was not compiled, decoding takes the slower PyTorch path: %s", source.name, reason)
+        log.warning("%s was not compiled, the slower PyTorch path is taken: %s", source.name, reason)
         return None
 
 
