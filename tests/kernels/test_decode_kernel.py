@@ -196,7 +196,7 @@ def test_without_a_compiler_it_says_so_and_goes_without(monkeypatch, caplog):
     try:
         assert fast_decode(build(LLAMA)[0]) is None
         assert [r.message for r in caplog.records] == [
-            "no C++ compiler (g++ or clang++) found: decoding takes the slower PyTorch path"
+            "no C++ compiler (g++ or clang++) found: the slower PyTorch path is taken"
         ]
     finally:
         kernels.library.cache_clear()
@@ -209,7 +209,7 @@ def test_a_compiler_that_fails_is_named_in_one_line(monkeypatch, caplog, tmp_pat
     source.write_text("this is not C++\n")
     assert kernels.library(source, "generic") is None
     [record] = caplog.records
-    assert record.message.startswith("broken.cpp was not compiled, decoding takes the slower PyTorch path: ")
+    assert record.message.startswith("broken.cpp was not compiled, the slower PyTorch path is taken: ")
     assert not list((tmp_path / "kernels").iterdir())  # nothing half-made is left
 
 
