@@ -38,16 +38,27 @@ def quickstart(minutes: float = 5.0, out: Path = Path("quickstart"), port: int =
 
 
 @data.command(name="build")
-def data_build(sources: Positional[tuple[str, ...]] = ("demo",), /, *, out: Path) -> None:
-    """Read, clean, deduplicate and decontaminate sources into documents and report.json.
+def data_build(
+    sources: Positional[tuple[str, ...]] = ("demo",),
+    /,
+    *,
+    out: Path,
+    workers: int | None = None,
+    executor: str = "process",
+    quality: float | None = None,
+) -> None:
+    """Read, clean, deduplicate and decontaminate sources into documents, report.json and report.html.
 
     Args:
-        sources: files, folders, or "demo" for the corpus from public packages.
-        out: the folder to write.
+        sources: files, folders, "hf:org/name", or "demo" for the corpus from public packages.
+        out: the folder to write; an interrupted build goes on where it was.
+        workers: processes; left out, one a core.
+        executor: process, datatrove, ray or slurm:PARTITION. The result is the same.
+        quality: drop documents below this score of the quality classifier, 0 to 1; left out, none.
     """
     from qwq.data.pipeline import build
 
-    report = build(list(sources), out)
+    report = build(list(sources), out, workers=workers, executor=executor, quality=quality)
     print(json.dumps({k: report[k] for k in ("languages", "set_aside")}, ensure_ascii=False))
 
 
