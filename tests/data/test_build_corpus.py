@@ -93,7 +93,12 @@ def test_held_out_text_is_not_in_training(corpus, tmp_path):
     assert set(held) <= {"en", "zh", "code"}
     assert {"en", "zh"} & set(held)
     quoted = next(iter(held["en"] if "en" in held else held["zh"]))
-    dialogue = {"messages": [{"role": "user", "content": "Quote it."}, {"role": "assistant", "content": f"{english(90)} {quoted}"}]}
+    dialogue = {
+        "messages": [
+            {"role": "user", "content": "Quote it."},
+            {"role": "assistant", "content": f"{english(90)} {quoted}"},
+        ]
+    }
     (corpus / "zz.jsonl").write_text(json.dumps(dialogue) + "\n")
     report = build([str(corpus)], tmp_path / "two", progress=False, evaluation_dir=tmp_path / "evaluation")
     assert heldout_documents(tmp_path / "two") == held
