@@ -83,7 +83,7 @@ class Sampler:
         self.prompt = torch.tensor(sorted(set(prompt_ids)), dtype=torch.long, device=device)
         self.counts: dict[int, int] = {}
         self.forced: deque[int] = deque()
-        self._races: deque[Tensor] = deque()  # of tokens to come
+        self._races: deque[tuple[Tensor, Tensor]] = deque()  # of tokens to come, and their luck
 
     def __call__(self, logits: Tensor) -> int:
         """logits [V] -> token id."""
@@ -94,7 +94,7 @@ class Sampler:
     def _choose(self, logits: Tensor) -> int:
         if self.params.temperature == 0:
             return int(logits.argmax())
-        race = self._races.popleft() if self._races else self._race(len(logits))
+        race = self._races.popleft()[0] if self._races else self._race(len(logits))
         return int((self.distribution(logits) / race).argmax())
 
     def _race(self, size: int) -> Tensor:
@@ -109,8 +109,9 @@ class Sampler:
         if self.params.temperature == 0:
             return torch.zeros(count, size, device=self.generator.device)
         while len(self._races) < count:
-            self._races.append(self._race(size))
-        return -self.params.temperature * torch.stack([self._races[i] for i in range(count)]).log()
+            race = self._race(size)
+            self._races.append((race, race.log() * -self.params.temperature))
+        return torch.stack([self._races[i][1] for i in range(count)])
 
     def penalise(self, logits: Tensor) -> Tensor:
         """logits [V] with the penalties; the same tensor when there are none."""
