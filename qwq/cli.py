@@ -18,7 +18,7 @@ tokenizer = tyro.extras.SubcommandApp()
 app.command(data, name="data", help="Documents and token shards: build, tokenize.")
 app.command(tokenizer, name="tokenizer", help="Tokenizers: train.")
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Bench = Literal["ablation", "attention", "corpus", "data", "decode", "depth", "moe", "nano", "objectives", "tokenizer",
+Bench = Literal["ablation", "attention", "corpus", "data", "decode", "depth", "moe", "nano", "tokenizer",
                 "train"]  # fmt: skip
 
 
