@@ -3,6 +3,7 @@
 Speculation: tokens a second of one reply with the first layers as draft, against plain decoding of the same model by
 the same kernel; the model is trained here on the demo corpus with exits (LayerSkip), which `train` keeps and resumes.
 Hops: a task whose items need more or fewer steps; how deep a token goes, what that costs, and what it gets right.
+Mixture: how far a mixture-of-depths model in decoding is from what it was in training.
 """
 
 import dataclasses
@@ -19,14 +20,16 @@ from qwq.bench import common
 from qwq.bench.runs import prepare
 from qwq.checkpoint import native
 from qwq.data.documents import read_documents
+from qwq.data.loader import PackedLoader
 from qwq.engine import ComputePolicy, Engine, SamplingParams
 from qwq.model import Decoder, KVCache, ModelConfig
-from qwq.model.depth import filling_flops, flops_of_token, leave_early
-from qwq.objectives import Batch
+from qwq.model.depth import MixtureOfDepthsBlock, filling_flops, flops_of_token, leave_early
+from qwq.objectives import Batch, CausalLM
 from qwq.objectives.early_exit import loss_sum
 from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TokenizerConfig, TrainingConfig
 from qwq.tokenizer import load_tokenizer
 from qwq.train import optim, train
+from qwq.train.gradients import compute_gradients
 
 PROMPT, REPLY = 64, 96  # tokens
 SETTINGS = {"greedy": 0.0, "temperature-0.7": 0.7}
@@ -40,6 +43,7 @@ def run(
     folder: Path = Path("bench-depth"),
     steps: int = 1600,
     hop_steps: int = 1500,
+    mixture_steps: int = 400,
     prompts: int = 24,
     identical: int = 200,
 ) -> dict:
@@ -47,7 +51,7 @@ def run(
     prepare(folder)
     rows, more = speculation(_trained(folder, steps), _prompts(folder, max(prompts, identical)), prompts, identical)
     hop_rows, hop_more = hops(hop_steps, folder / "hops.pt")
-    more = {"speculation": more, "hops": hop_more}
+    more = {"speculation": more, "hops": hop_more, "mixture": mixture(folder, mixture_steps)}
     return common.report("depth", rows + hop_rows, common.limits(), common.versions(), json_path, **more)
 
 
@@ -232,3 +236,43 @@ def _answer(model: Decoder, ids: Tensor, confidence: float) -> tuple[Tensor, Ten
             found[item, place], depths[item, place] = logits[0, 0, :NODES].argmax(), depth
             cost[item, place] = flops_of_token(config, depth, at, heads=tried) + filling_flops(config, depth)
     return found, depths, cost
+
+
+# Mixture of depths ----------------------------------------------------------------------------------------------------
+
+
+def mixture(folder: Path, steps: int) -> dict[str, float]:
+    """Train a small mixture-of-depths model on the token shards in `folder`, then read 20 further batches twice.
+
+    Nats a token where the best of each sequence go through, as in training; where each token goes by its own score, as
+    in decoding; and the share of tokens that do so, beside the capacity.
+    """
+    config = ModelConfig(
+        hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, use_qk_norm=True, mod_layers=(1, 3, 5),
+    )  # fmt: skip
+    model, loader = Decoder(config), PackedLoader(folder / "tokens", 4, 256, 0, checksums=False)
+    model.init_weights(0)
+    training = dataclasses.replace(TrainingConfig(), steps=steps)
+    optimizers, objective = optim.build(model, training), CausalLM()
+    for step in range(steps):
+        compute_gradients(model, [next(loader)], objective)
+        optim.clip(list(model.parameters()), 1.0)
+        optim.update(optimizers, optim.learning_rate_factor(step, training))
+    blocks = [layer for layer in model.model.layers if isinstance(layer, MixtureOfDepthsBlock)]
+    went: list[float] = []
+
+    def note(_: object, __: object, scores: Tensor) -> None:
+        went.append(float((scores > 0).float().mean()))
+
+    best, own = 0.0, 0.0
+    for input_ids, labels in (next(loader) for _ in range(20)):
+        batch = Batch(input_ids, labels)
+        best += float(objective.loss(model, batch).detach()) / labels.numel() / 20
+        hooks = [block.mod_router.register_forward_hook(note) for block in blocks]
+        with torch.no_grad():
+            own += float(objective.loss(model, batch)) / labels.numel() / 20
+        for hook in hooks:
+            hook.remove()
+    found = {"best_of_sequence": best, "own_score": own, "share": statistics.mean(went), "steps": steps}
+    return {name: round(value, 4) for name, value in found.items()} | {"capacity": config.mod_capacity}
