@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qwq.bench import common
 from qwq.data.loader import PackedLoader
-from qwq.model import Decoder, moe
+from qwq.model import build, moe
 from qwq.recipe import Recipe, TrainingConfig
 from qwq.tokenizer import Tokenizer, load_tokenizer
 from qwq.train import optim
@@ -42,15 +42,16 @@ class Arm:
     seq_len: int
 
 
-def ours(recipe: Recipe, seed: int) -> Arm:
-    """The recipe's model with its objective, optimizers and schedule."""
-    model = Decoder(recipe.model)
+def ours(recipe: Recipe, seed: int, tokenizer: Tokenizer | None = None) -> Arm:
+    """The recipe's model with its objective, optimizers and schedule; all but causal_lm ask for a tokenizer."""
+    model = build(recipe.model)
     model.init_weights(seed, zero_residual=recipe.training.zero_residual)
     optimizers = optim.build(model, recipe.training)
-    parameters, objective = list(model.parameters()), build_objective(recipe)
+    parameters, objective = list(model.parameters()), build_objective(recipe, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
 
     def step(batches: list[tuple[Tensor, Tensor]], share: float) -> float:
-        loss = compute_gradients(model, batches, objective)
+        loss = compute_gradients(model, [objective.batch(batch, generator) for batch in batches], objective)
         optim.clip(parameters, recipe.training.max_grad_norm)
         optim.update(optimizers, _factor(share, recipe.training))
         moe.update_balance(model)
@@ -128,18 +129,25 @@ def _key(job: dict) -> str:
     return json.dumps(job, sort_keys=True)
 
 
-def fit(arm: Arm, job: dict, folder: Path) -> dict:
-    """Train an arm for the job's steps, in the order of its seed; returns the job with bits per byte and tokens."""
+Score = Callable[[Arm, Tokenizer, Path], dict[str, float]]
+
+
+def fit(arm: Arm, job: dict, folder: Path, score: Score | None = None) -> dict:
+    """Train an arm for the job's steps, in the order of its seed; returns the job with tokens and seconds.
+
+    And with its score, under the name of the function that took it: `bits_per_byte` where none is given.
+    """
+    score = bits_per_byte if score is None else score
     tokenizer = load_tokenizer(folder / "tokenizer")
     loader = PackedLoader(folder / "tokens", arm.sequences, arm.seq_len, job["seed"], checksums=False)
     losses, began, used = [], time.time(), time.process_time()
     for step in range(job["steps"]):
         losses.append(arm.step([next(loader)], step / job["steps"]))
-    bits = bits_per_byte(arm, tokenizer, folder)
+    found = score(arm, tokenizer, folder)
     tokens = job["steps"] * arm.sequences * arm.seq_len
     name = " ".join(f"{key} {value}" for key, value in job.items() if key != "recipe" and value is not None)
-    print(f"{name}: {bits}, {tokens:,} tokens", flush=True)
-    result = {"job": job, "bits_per_byte": bits, "tokens": tokens, "loss": statistics.mean(losses[-20:])}
+    print(f"{name}: {found}, {tokens:,} tokens", flush=True)
+    result = {"job": job, score.__name__: found, "tokens": tokens, "loss": statistics.mean(losses[-20:])}
     seconds = {"cpu_seconds": time.process_time() - used, "wall_seconds": time.time() - began}
     return result | {key: round(value, 1) for key, value in seconds.items()}
 
