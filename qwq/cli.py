@@ -18,8 +18,7 @@ tokenizer = tyro.extras.SubcommandApp()
 app.command(data, name="data", help="Documents and token shards: build, tokenize.")
 app.command(tokenizer, name="tokenizer", help="Tokenizers: train.")
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Bench = Literal["ablation", "attention", "corpus", "data", "decode", "depth", "moe", "nano", "tokenizer",
-                "train"]  # fmt: skip
+BENCHES = "ablation attention corpus data decode depth moe nano objectives tokenizer train".split()
 
 
 @app.command
@@ -331,16 +330,16 @@ def info(model: Positional[str], /, *, json: Json = False) -> None:
 
 
 @app.command
-def bench(name: Positional[Bench], /, *, json: Path | None = None) -> None:
-    """Measure against peers, interleaved in one run.
-
-    Args:
-        name: what to measure.
-        json: also write the result here; without a path, print it.
-    """
+def bench(*name_and_flags: Positional[str]) -> None:
+    """Measure against peers, interleaved in one run; `qwq bench NAME --help` lists the flags."""
     import importlib
 
-    importlib.import_module(f"qwq.bench.{name}").run(json)
+    name, *flags = name_and_flags or ("",)
+    if name not in BENCHES:
+        raise UsageError(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+    if flags[-1:] == ["--json"]:
+        flags.append("-")  # the path may be left out
+    tyro.cli(importlib.import_module(f"qwq.bench.{name}").run, prog=f"qwq bench {name}", args=flags)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -359,11 +358,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's tensors in large pages: 7 % of a step (docs/log.md)
     arguments = sys.argv[1:]
-    if arguments[:1] == ["bench"] and arguments[-1] == "--json":
-        arguments.append("-")  # the path may be left out
     try:
-        if arguments[:1] == ["train"]:  # the recipe decides which flags there are, so tyro is asked once it is known
-            train(*arguments[1:])
+        if arguments[:1] in (["train"], ["bench"]):  # which flags there are, the recipe or the benchmark decides
+            {"train": train, "bench": bench}[arguments[0]](*arguments[1:])
         else:
             app.cli(prog="qwq", args=arguments, description="From raw text to a safe chat page.")
         sys.stdout.flush()

@@ -95,6 +95,8 @@ BAD = {
     "a source that is not there": (["data", "build", "{tmp}/nowhere", "--out", "{tmp}/docs"], 2, "nowhere"),
     "a source without text": (["data", "build", "{tmp}/empty.txt", "--out", "{tmp}/docs"], 1, "empty"),
     "a tokenizer of nothing": (["tokenizer", "train", "{tmp}/nowhere", "--vocab-size", "400", "--out", "{tmp}/t"], 1, "nowhere"),
+    "an unknown benchmark": (["bench", "trian"], 2, "train"),
+    "an unknown flag of a benchmark": (["bench", "moe", "--round", "3"], 2, "round"),
     "nothing to serve": (["serve"], 2, "--model"),
     "an open host without a key": (["serve", "--model", "{model}", "--host", "0.0.0.0", "--port", "0"], 2, "key"),
 }  # fmt: skip

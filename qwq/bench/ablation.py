@@ -62,7 +62,7 @@ def arms() -> dict[str, Recipe]:
 
 
 def run(
-    json_path: Path | None = None,
+    json_path: common.JsonPath = None,
     *,
     minutes: float = 2.0,
     seeds: int = 3,

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ LEARNED = "local(129)+global(64)+learnable(2)"
 BIDIRECTIONAL = "local(64)+global(64)+random(4)"  # as many blocks as BigBird's three, two and three
 
 
-def run(json_path: Path | None = None, *, rounds: int = 5, cases: list[str] | None = None) -> dict:
+def run(json_path: common.JsonPath = None, *, rounds: int = 5, cases: list[str] | None = None) -> dict:
     """Measure every case, interleaved. Rates are passes a second of one attention layer.
 
     A case that is "learned" includes the summaries of blocks, their scores and top-k, and in training the gate's

@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from qwq.kernels.limits import gemm_gflop_s, read_gb_s
+
+JsonPath = Annotated[Path | None, tyro.conf.arg(name="json", help="write the result here; - prints it")]
 
 
 @dataclass

@@ -38,7 +38,7 @@ BEGIN, END = "<!-- written by qwq bench corpus -->", "<!-- end of what is writte
 
 
 def run(
-    json_path: Path | None = None,
+    json_path: common.JsonPath = None,
     *,
     steps: int = 200,
     seeds: int = 3,

@@ -40,7 +40,7 @@ PAIRS, RANDOM_PAIRS = 20_000, 4_000
 THRESHOLD = 0.75
 
 
-def run(json_path: Path | None = None, *, rounds: int = 3, folder: Path = Path("bench-data")) -> dict:
+def run(json_path: common.JsonPath = None, *, rounds: int = 3, folder: Path = Path("bench-data")) -> dict:
     """A sweep of datatrove's workers, `rounds` of both on the same files, and the pairs that each calls duplicates."""
     megabytes = prepare(folder)
     done = _Kept(folder / "rounds.jsonl")

@@ -90,7 +90,7 @@ class Runner:
         self.process.kill()
 
 
-def run(json_path: Path | None = None, *, rounds: int = 7) -> dict:
+def run(json_path: common.JsonPath = None, *, rounds: int = 7) -> dict:
     """Find the fastest setting of each peer, then measure all contenders round by round."""
     try:
         found = common.versions("transformers", "xllamacpp")

@@ -38,7 +38,7 @@ NODES, HOPS, QUERIES = 8, 5, 24  # of the task: nodes of a graph, 0 to 4 steps, 
 
 
 def run(
-    json_path: Path | None = None,
+    json_path: common.JsonPath = None,
     *,
     folder: Path = Path("bench-depth"),
     steps: int = 1600,

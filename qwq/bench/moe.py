@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ BATCHED = (
 )
 
 
-def run(json_path: Path | None = None, *, rounds: int = 9, cases: list[str] | None = None) -> dict:
+def run(json_path: common.JsonPath = None, *, rounds: int = 9, cases: list[str] | None = None) -> dict:
     """Every case, interleaved: ours, a dense gated layer that multiplies as much for a token, and `transformers`'
     Qwen3-MoE block with the same weights in each of its experts implementations.
 

@@ -27,7 +27,7 @@ PEER_TOKENS = 512
 
 
 def run(
-    json_path: Path | None = None, *, minutes: float = 4.0, seeds: int = 3, folder: Path = Path("bench-nano")
+    json_path: common.JsonPath = None, *, minutes: float = 4.0, seeds: int = 3, folder: Path = Path("bench-nano")
 ) -> dict:
     """Tune the peer (a third of the time for each setting), then `seeds` runs of each arm; bits per byte by domain.
 

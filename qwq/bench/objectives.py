@@ -40,7 +40,7 @@ TEACHER = dataclasses.replace(SMALL, hidden_size=256, intermediate_size=1024, nu
 STUDENT = dataclasses.replace(SMALL, hidden_size=128, intermediate_size=384, num_attention_heads=2)
 
 
-def run(json_path: Path | None = None, *, seeds: int = 3, folder: Path = Path("bench-nano")) -> dict:
+def run(json_path: common.JsonPath = None, *, seeds: int = 3, folder: Path = Path("bench-nano")) -> dict:
     """Masked LM, then sentence pairs from its weights; a teacher, then `seeds` students with and without it.
 
     Finished runs are kept in `folder`/runs.jsonl, so an interrupted benchmark goes on where it was.

@@ -28,7 +28,7 @@ RANKS = "litellm/litellm_core_utils/tokenizers/"
 Encode = Callable[[list[str]], list[list[int]]]
 
 
-def run(json_path: Path | None = None, *, rounds: int = 5, folder: Path = Path("bench-data")) -> dict:
+def run(json_path: common.JsonPath = None, *, rounds: int = 5, folder: Path = Path("bench-data")) -> dict:
     """Train on 15 of 16 documents of the corpus of `qwq bench data`, measure on the others."""
     prepare(folder)
     training, heldout = split(folder)

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ CASES: list[tuple[str, ModelConfig, int, int]] = [
 ]
 
 
-def run(json_path: Path | None = None, *, rounds: int = 5, cases: list[str] | None = None) -> dict:
+def run(json_path: common.JsonPath = None, *, rounds: int = 5, cases: list[str] | None = None) -> dict:
     """Measure every case, interleaved: ours (eager and with compiled blocks), the peer eager and compiled.
 
     A step is forward, loss, backward, clipping and fused AdamW in fp32; all start from the same weights. Each row sets
