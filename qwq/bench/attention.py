@@ -178,9 +178,8 @@ def _bidirectional() -> tuple[dict[str, Callable[[], object]], float]:
     )
     peer, ours = BigBirdBlockSparseAttention(peer_config).train(), Attention(_config(BIDIRECTIONAL, HEADS), 0)
     x, gradient = torch.randn(1, tokens, HEADS * WIDTH, requires_grad=True), torch.randn(1, tokens, HEADS * WIDTH)
-    edge, mask = torch.ones(1, tokens, 1), torch.ones(1, 1, tokens, 1)
-    band = torch.ones(1, 1, tokens // BLOCK - 4, BLOCK, 3 * BLOCK)
-    blocked = edge.view(1, tokens // BLOCK, BLOCK)
+    masks = transformers.BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(1, tokens), BLOCK)
+    blocked, band, from_mask, to_mask = masks
 
     def sparse() -> None:
         query, (key, value) = ours.query(x), ours.key_value(x)
@@ -188,7 +187,7 @@ def _bidirectional() -> tuple[dict[str, Callable[[], object]], float]:
         heads.transpose(1, 2).flatten(2).backward(gradient)
 
     def bigbird() -> None:
-        peer(x, band, mask.transpose(2, 3), mask, blocked, blocked)[0].backward(gradient)
+        peer(x, band, from_mask, to_mask, blocked, blocked)[0].backward(gradient)
 
     return {"qwq": sparse, "BigBird eager": bigbird}, 0
 

@@ -6,25 +6,35 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+from qwq.checkpoint import Checkpoint
 from qwq.engine import LanguageModel
 from qwq.errors import QwqError, UsageError
 from qwq.evals.files import Source, some
 from qwq.evals.requests import TIE, Requests
 from qwq.evals.task import Columns, Example, Metric, Task
+from qwq.evals.tuned import TunedGlue
 
 _RESAMPLES = 1000
 
 
 def evaluate(
-    lm: LanguageModel,
+    lm: LanguageModel | Checkpoint,
     tasks: Sequence[Task],
     *,
     data_dir: Path | str | None = None,
@@ -40,12 +50,13 @@ def evaluate(
     A task's entry has metrics with 95 % bootstrap intervals, n, label (real, sample, proxy), fewshot, seed, version of
     the prompt, ties (answers decided by less than 1e-3), seconds. Finished answers stand in `out` with the ending
     .items.jsonl, and are not asked again. `limit`: examples a task, drawn with `seed`. `data_dir` None: QWQ_DATA_DIR,
-    or data/. A task that fails does not stop the others.
+    or data/. A task that fails does not stop the others. An encoder comes as its checkpoint: it can be fine-tuned only.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be 1 or more, got {limit}")
     source = Source(Path(os.environ.get("QWQ_DATA_DIR", "data") if data_dir is None else data_dir))
-    requests, journal, weights = Requests(lm, batch_size), Journal(out, resume), _fingerprint(lm)
+    journal, weights = Journal(out, resume), _fingerprint(lm)
+    requests = Requests(lm, batch_size) if isinstance(lm, LanguageModel) else None
     result: dict[str, Any] = {"model": lm.name, "tasks": {}, "not_measured": {}}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
@@ -59,11 +70,21 @@ def evaluate(
                 grades = {i: journal.kept[key] for i, key in keys.items() if key in journal.kept}
                 todo = [e for e in examples if e.id not in grades]
                 progress.update(bar, total=len(examples), completed=len(grades))
-                for example, answer, tie in _ask(task, requests, todo, prefix, seed):
+
+                def training(done: int, steps: int, bar: TaskID = bar, name: str = task.name) -> None:
+                    progress.update(bar, description=f"{name}: training", completed=done, total=steps)
+
+                if isinstance(task, TunedGlue):
+                    answered = _tune(task, lm, todo, seed, training)
+                elif requests is None:
+                    raise QwqError(f"{lm.name} is an encoder: it can only be fine-tuned ({task.name}-tuned)")
+                else:
+                    answered = _ask(task, requests, todo, prefix, seed)
+                for example, answer, tie in answered:
                     grades[example.id] = {**task.grade(example, answer), "tie": tie}
                     row = {"task": task.name, "id": example.id, "key": keys[example.id], "grade": grades[example.id]}
                     journal.add(row | ({"answer": answer} if task.kind == "generate" else {}))
-                    progress.advance(bar)
+                    progress.update(bar, description=task.name, total=len(examples), completed=len(grades))
                 rows = [grades[e.id] for e in examples]
                 table = {name: np.array([row[name] for row in rows], dtype=float) for name in rows[0]}
                 result["tasks"][task.name] = {
@@ -129,6 +150,15 @@ def _ask(
             yield examples[i], answer, (best[0] - best[1] if len(best) > 1 else abs(answer[0].margin)) < TIE
 
 
+def _tune(
+    task: TunedGlue, lm: LanguageModel | Checkpoint, examples: list[Example], seed: int, progress: Callable
+) -> Iterator[tuple[Example, Any, bool]]:
+    """The same by fine-tuning, where something is left to answer."""
+    if examples:
+        answers = task.answers(lm.model, lm.tokenizer, examples, seed, progress)
+        yield from ((example, answer, False) for example, answer in zip(examples, answers, strict=True))
+
+
 def scores(metrics: Mapping[str, Metric], table: Columns, groups: Sequence[str], seed: int) -> dict[str, dict]:
     """Each metric with a 95 % percentile interval over 1,000 resamples of the groups (Efron, 1979)."""
     members: dict[str, list[int]] = {}
@@ -155,7 +185,7 @@ def _plain(value: float) -> float | None:
     return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
-def _fingerprint(lm: LanguageModel) -> str:
+def _fingerprint(lm: LanguageModel | Checkpoint) -> str:
     """Tells models apart by some of their weights: a folder can hold another model tomorrow."""
     digest = hashlib.sha256()
     for name, weight in sorted(lm.model.state_dict().items()):

@@ -1,5 +1,6 @@
 """Benchmarks by name, and what `qwq eval` calls."""
 
+import contextlib
 import difflib
 import re
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qwq.checkpoint import load
+from qwq.checkpoint import Checkpoint, load
 from qwq.engine import LanguageModel
 from qwq.errors import QwqError, UsageError
 from qwq.evals import scorecard
@@ -23,20 +24,27 @@ from qwq.evals.ocnli import Ocnli
 from qwq.evals.runner import evaluate
 from qwq.evals.squad import cmrc2018, squad, xquad
 from qwq.evals.task import Task
+from qwq.evals.tuned import TunedGlue
 from qwq.evals.vqa import EasyVqa, Vqa
 from qwq.evals.wikitext import Wikitext
+from qwq.model import Decoder
 
 _MAKERS: dict[str, Callable[[], Task]] = {name: partial(Glue, name) for name in GLUE}
+_MAKERS |= {f"{name}-tuned": partial(TunedGlue, name) for name in GLUE}
 _MAKERS |= {f"xquad-{language}": partial(xquad, language) for language in ("en", "zh", "es", "de")}
 _MAKERS |= {"ocnli": Ocnli, "lambada": Lambada, "squad": squad, "cmrc2018": cmrc2018, "dstc": Dstc, "gsm8k": Gsm8k}
 _MAKERS |= {"wikitext": Wikitext, "vqa": Vqa, "easy-vqa": EasyVqa}
-NAMES = ("glue", "humaneval", *_MAKERS)
+_GROUPS = {"glue": GLUE, "glue-tuned": tuple(f"{name}-tuned" for name in GLUE)}
+NAMES = (*_GROUPS, "humaneval", *_MAKERS)
 
 
 def tasks_named(names: Sequence[str], *, unsafe: bool = False) -> list[Task]:
-    """Tasks by name: "glue" is all nine, "humaneval@20" draws 20 samples a problem. `UsageError`: an unknown name."""
+    """Tasks by name: "glue" and "glue-tuned" are all nine, "humaneval@20" draws 20 samples a problem.
+
+    `UsageError`: an unknown name.
+    """
     tasks: list[Task] = []
-    for name in (one for given in names for one in (GLUE if given == "glue" else (given,))):
+    for name in (one for given in names for one in _GROUPS.get(given, (given,))):
         if name in _MAKERS:
             tasks.append(_MAKERS[name]())
         elif samples := re.fullmatch(r"humaneval(?:@([1-9]\d*))?", name):
@@ -72,11 +80,13 @@ def run(
         raise UsageError(f"no suite {suite!r}; there is one: scorecard")
     names = [name for row in scorecard.ROWS.values() for name in row] if tasks is None else tasks
     chosen = tasks_named(names, unsafe=unsafe)
-    lm = LanguageModel(load(model), max_batch_size=16)
-    try:
+    checkpoint = load(model)
+    with contextlib.ExitStack() as stack:
+        lm: LanguageModel | Checkpoint = checkpoint
+        if isinstance(checkpoint.model, Decoder):
+            lm = LanguageModel(checkpoint, max_batch_size=16)
+            stack.callback(lm.close)
         result = evaluate(lm, chosen, data_dir=data_dir, limit=limit, fewshot=fewshot, seed=seed, out=out)
-    finally:
-        lm.close()
     if tasks is None:
         scorecard.write(result, Path("scorecard.html") if out is None else out.with_name("scorecard.html"))
     if json:

@@ -160,7 +160,7 @@ def test_task_names_are_known_or_corrected():
 
 
 def test_the_scorecard_has_every_row_claims_and_reasons(lm, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(suite, "load", lambda model: None)
+    monkeypatch.setattr(suite, "load", lambda model: lm)
     monkeypatch.setattr(suite, "LanguageModel", lambda checkpoint, max_batch_size: lm)
     monkeypatch.setattr(lm, "close", lambda: None)
     monkeypatch.setattr(scorecard, "ROWS", {"GLUE": ("sst2", "cola"), "LAMBADA": ("lambada",), "VQA": ("vqa",)})
