@@ -1,13 +1,15 @@
 """`qwq bench attention`: sparse attention against SDPA, FlexAttention's forward pass, `transformers`' BigBird."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qwq.bench import common
+from qwq.bench.picture import log_log
 from qwq.kernels.sparse import BlockLayout, attend
 from qwq.model import KVCache, ModelConfig
 from qwq.model.attention import Attention, Tokens
@@ -15,12 +17,21 @@ from qwq.model.sparsity import SparseAttention, cut_tokens
 
 HEADS, KV_HEADS, WIDTH, BLOCK, LAYERS = 8, 2, 64, 64, 8
 GIVEN = "local(129)+global(64)+random(2)"  # three blocks of neighbours, one global, two drawn
+GROWTH = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 LEARNED = "local(129)+global(64)+learnable(2)"
 BIDIRECTIONAL = "local(64)+global(64)+random(4)"  # as many blocks as BigBird's three, two and three
 
 
-def run(json_path: common.JsonPath = None, *, rounds: int = 5, cases: list[str] | None = None) -> dict:
-    """Measure every case, interleaved. Rates are passes a second of one attention layer.
+def run(
+    json_path: common.JsonPath = None,
+    *,
+    rounds: int = 5,
+    cases: list[str] | None = None,
+    picture: Path = Path("docs/attention.svg"),
+) -> dict:
+    """Measure every case, interleaved, then the growth from 2k to 64k tokens, drawn into `picture`.
+
+    Rates are passes a second of one attention layer.
 
     A case that is "learned" includes the summaries of blocks, their scores and top-k, and in training the gate's
     gradient. Decoding is tokens a second through the attention of `LAYERS` layers; ours also stores keys and values.
@@ -54,8 +65,27 @@ def run(json_path: common.JsonPath = None, *, rounds: int = 5, cases: list[str] 
                 case, rates["qwq"], rates[best], peer=peer, peer_setting=setting, unit=unit, limit_fraction=share
             )
             rows.append(row)
-    found = common.versions("transformers")
-    return common.report("attention", rows, measured, found, json_path, sweep=sweep)
+    found, grown = common.versions("transformers"), {}
+    if cases is None and picture.parent.is_dir():
+        grown = growth(GROWTH)
+        title = f"Attention, forward and backward: {HEADS} query and {KV_HEADS} key/value heads of {WIDTH}, fp32"
+        picture.write_text(log_log(title, "tokens", "seconds", GROWTH, grown), encoding="utf-8")
+    return common.report("attention", rows, measured, found, json_path, sweep=sweep, growth=grown)
+
+
+def growth(lengths: Sequence[int], rounds: int = 3) -> dict[str, list[float]]:
+    """Median seconds of a forward and backward pass at each length; dense passes of minutes are timed once."""
+    seconds: dict[str, list[float]] = {"dense (SDPA)": [], "sparse, learned": [], "sparse, layout given": []}
+    for tokens in lengths:
+        given, learned = _training(GIVEN, tokens)[0], _training(LEARNED, tokens)[0]
+        calls = dict(zip(seconds, (given["SDPA enable_gqa"], learned["qwq"], given["qwq"]), strict=True))
+        for name, call in calls.items():
+            once = tokens > 16_384 and name.startswith("dense")
+            if not once:
+                call()
+            rates = [common.rate(call, 1) for _ in range(1 if once else rounds)]
+            seconds[name].append(float(f"{1 / statistics.median(rates):.4g}"))
+    return seconds
 
 
 def _timed(call: Callable[[], object], repeats: int) -> Callable[[], float]:

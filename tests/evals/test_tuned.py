@@ -33,7 +33,10 @@ def data(tmp_path):
     folder = tmp_path / "data/glue/SST-2"
     folder.mkdir(parents=True)
     for name, count, start in (("train", 600, 0), ("dev", 60, 600)):
-        rows = (f"the cat is {(GOOD if i % 2 else BAD)[i // 2 % 3]} {'and small ' * (i % 4)}\t{i % 2}" for i in range(start, start + count))
+        rows = (
+            f"the cat is {(GOOD if i % 2 else BAD)[i // 2 % 3]} {'and small ' * (i % 4)}\t{i % 2}"
+            for i in range(start, start + count)
+        )
         (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     return tmp_path / "data"
 
@@ -62,7 +65,13 @@ def test_the_model_that_is_given_stays_as_it_is(checkpoint):
     before = copy.deepcopy(checkpoint.model.state_dict())
     reports = []
     predict = tuned.fine_tune(
-        checkpoint.model, checkpoint.tokenizer, ["a good cat", "a bad dog"] * 8, [1, 0] * 8, 2, 0, lambda *done: reports.append(done)
+        checkpoint.model,
+        checkpoint.tokenizer,
+        ["a good cat", "a bad dog"] * 8,
+        [1, 0] * 8,
+        2,
+        0,
+        lambda *done: reports.append(done),
     )
     assert set(predict(["a good cat", ""])) <= {0, 1}
     assert reports[-1] == (3, 3)
