@@ -41,7 +41,7 @@ def run(
     json_path: common.JsonPath = None,
     *,
     folder: Path = Path("bench-depth"),
-    steps: int = 1600,
+    steps: int = 1200,
     hop_steps: int = 1500,
     mixture_steps: int = 400,
     prompts: int = 24,
@@ -59,7 +59,7 @@ def run(
 
 
 def _trained(folder: Path, steps: int) -> Decoder:
-    """12 layers, 256 wide, an exit after the second; one thread, some 25 minutes."""
+    """12 layers, 256 wide, an exit after the second; one thread, some 20 minutes."""
     recipe = Recipe(
         name="depth-12",
         model=ModelConfig(num_hidden_layers=12, use_qk_norm=True, exit_layers=(1,)),

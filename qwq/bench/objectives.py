@@ -47,7 +47,7 @@ def run(json_path: common.JsonPath = None, *, seeds: int = 3, folder: Path = Pat
     """
     runs.prepare(folder)
     masked, teacher = runs.train_all([_masked_job(), _student_job("teacher", TEACHER, 0)], folder, fit)
-    pairs = runs.train_all([_pair_job(seed) for seed in range(seeds)], folder, fit)
+    pairs = runs.train_all([_pair_job()], folder, fit)
     arms = {name: [_student_job(name, STUDENT, seed) for seed in range(seeds)] for name in ("alone", "distilled")}
     students = {name: runs.train_all(jobs, folder, fit) for name, jobs in arms.items()}
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -69,9 +69,9 @@ def _masked_job() -> dict:
     return _job("masked_lm", 0, ENCODER, ObjectiveConfig(name="masked_lm", mask_fraction=0.4), STEPS["masked_lm"])
 
 
-def _pair_job(seed: int) -> dict:
+def _pair_job() -> dict:
     """From the weights of masked LM. Windows of 4,096 tokens: wrong pairs are of one kind of text, as in evaluation."""
-    job = _job("next_sentence", seed, ENCODER, ObjectiveConfig(name="next_sentence"), STEPS["next_sentence"])
+    job = _job("next_sentence", 0, ENCODER, ObjectiveConfig(name="next_sentence"), STEPS["next_sentence"])
     job["recipe"]["data"]["seq_len"], job["start"] = 4096, "masked_lm-0"
     for size in ("batch_size", "micro_batch_size"):
         job["recipe"]["training"][size] = 1
