@@ -113,6 +113,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, choic
         layout, choice = choice.extend(layout), None
     if fast:
         return compiled(query, key, value, layout, choice)
+    if query.is_cuda and key.shape[3] == value.shape[3]:
+        from qwq.kernels import flex  # compiles with Triton
+
+        if flex.takes(layout.tiles, query.shape[2]):
+            return flex.flex(query, key, value, layout)
     return gathered(query, key, value, layout)
 
 
