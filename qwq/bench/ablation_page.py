@@ -105,7 +105,7 @@ def svg(parts: list[dict]) -> str:
     gains = [{reading: _gain(*pair) for reading, pair in part["readings"].items()} for part in parts]
     reach = max(1.0, *(abs(mean) + min(half, 2) for gain in gains for mean, half in gain.values()))
     left, width, row, top = 250, 420, 44, 46
-    height = top + row * len(parts) + 40
+    height = top + row * len(parts) + 60
 
     def x(value: float) -> float:
         return round(left + width * (0.5 + 0.5 * max(-1.0, min(1.0, value / reach))), 1)
@@ -116,7 +116,7 @@ def svg(parts: list[dict]) -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 30} {height}" role="img" '
         'font-family="system-ui, sans-serif" font-size="13">',
-        f'<rect width="100%" height="100%" fill="#fff"/><path d="M{x(0)} {top - 8}V{height - 34}" stroke="#999"/>',
+        f'<rect width="100%" height="100%" fill="#fff"/><path d="M{x(0)} {top - 8}V{height - 54}" stroke="#999"/>',
     ]
     for number, (reading, colour) in enumerate(COLOURS.items()):
         at = left + 140 * number
@@ -129,5 +129,5 @@ def svg(parts: list[dict]) -> str:
             line = f'<path d="M{x(mean - half)} {y + shift}H{x(mean + half)}" stroke="{colour}" stroke-width="2"/>'
             out.append(f'{line}<circle cx="{x(mean)}" cy="{y + shift}" r="5" fill="{colour}"/>')
     for value in (-reach, -reach / 2, 0.0, reach / 2, reach):
-        out.append(text(x(value), height - 16, f"{value:+.1f} %", "middle"))
-    return "\n".join([*out, text(left - 14, height - 16, "fewer bits per byte"), "</svg>\n"])
+        out.append(text(x(value), height - 36, f"{value:+.1f} %", "middle"))
+    return "\n".join([*out, text(x(0), height - 12, "fewer bits per byte", "middle"), "</svg>\n"])

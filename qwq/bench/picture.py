@@ -37,12 +37,15 @@ def log_log(title: str, x_name: str, y_name: str, x: Sequence[float], series: Ma
         out.append(
             f'<path d="M{LEFT} {y}H{LEFT + WIDTH}" stroke="#ddd"/>{text(LEFT - 8, y + 4, f"{10.0**power:g}", "end")}'
         )
-    for colour, (name, ys) in zip(COLOURS, series.items(), strict=False):
+    for colour, ys in zip(COLOURS, series.values(), strict=False):
         points = [(at_x(a), at_y(b)) for a, b in zip(x, ys, strict=True)]
         line = " ".join(f"{a},{b}" for a, b in points)
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         out += [f'<circle cx="{a}" cy="{b}" r="4" fill="{colour}"/>' for a, b in points]
-        out.append(text(points[-1][0] + 10, points[-1][1] + 4, name, "start"))
+    place = -math.inf
+    for name in sorted(series, key=lambda name: -series[name][-1]):  # from the highest, none on top of another
+        place = max(place + 16, at_y(series[name][-1]) + 4)
+        out.append(text(LEFT + WIDTH + 10, place, name, "start"))
     out.append(text(LEFT + WIDTH / 2, bottom + 44, x_name, "middle"))
     out.append(text(LEFT - 8, TOP - 8, y_name, "end"))
     return "\n".join([*out, "</svg>\n"])
