@@ -66,3 +66,17 @@ def test_what_flex_cannot_have_is_left_to_the_gathered_form():
     assert not flex.takes(tiles(3), 200)
     assert not flex.takes(tiles(0), 1)
     assert not flex.takes(tiles(0, padded=True), 200)
+
+
+@pytest.mark.parametrize(("tokens", "way"), [(40, "dense"), (400, "gathered")])
+def test_short_texts_take_the_mask_over_all_pairs(tokens, way, monkeypatch):
+    """Where no kernel is: as long as the lists are half as long again as the keys."""
+    layout = layout_of(1, 2, 0, tokens, 16, True, False, "cpu")
+    query, key, value = (torch.randn(1, heads, tokens, 24, dtype=torch.float64) for heads in (4, 2, 2))
+    taken = []
+    for name in ("dense", "gathered"):
+        form = getattr(sparse, name)
+        monkeypatch.setattr(sparse, name, lambda *a, name=name, form=form: (taken.append(name), form(*a))[1])
+    out = sparse.attend(query, key, value, layout)
+    assert taken == [way]
+    torch.testing.assert_close(out, sparse.dense(query, key, value, layout), rtol=1e-12, atol=1e-12)
