@@ -100,18 +100,19 @@ class Glue(ChoiceTask):
     """One of the nine. The complete dev set in its archive's form is the official one, all else a sample."""
 
     def __init__(self, name: str):
-        self.name, self.spec, self.metrics = name, _SPECS[name], _SPECS[name].metrics
+        self.name = self.subset = name
+        self.spec, self.metrics = _SPECS[name], _SPECS[name].metrics
 
     def load(self, source: Source) -> Split:
-        folders = (f"glue/{self.name}", f"glue/{self.spec.folder}")
+        folders = (f"glue/{self.subset}", f"glue/{self.spec.folder}")
         names = [f"{folder}/{file}" for file in (self.spec.dev, "train.txt") for folder in folders]
         read = partial(read_table, columns=self.spec.columns, headerless=self.spec.headerless)
         split = "validation" + self.spec.dev.removeprefix("dev").removesuffix(".tsv")
-        rows, where = source.rows(names, read, ("nyu-mll/glue", self.name, split))
+        rows, where = source.rows(names, read, ("nyu-mll/glue", self.subset, split))
         train = source.find(*(f"{folder}/train.tsv" for folder in folders))
         shots = None if train is None else self._examples(read(train), str(train))
         official = len(rows) == self.spec.official
-        if self.name == "sst2" and Path(where).is_file():  # its archive has a header; without one it is somebody's copy
+        if self.subset == "sst2" and Path(where).is_file():  # its archive has a header; without one it is somebody's copy
             official &= read_text(Path(where)).startswith("sentence\t")
         return Split(self._examples(rows, where), official, shots)
 

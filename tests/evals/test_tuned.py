@@ -96,11 +96,12 @@ def test_without_a_training_set_it_says_so(tmp_path):
         tasks_named(["sst2-tuned"])[0].load(Source(tmp_path))
 
 
-def test_pairs_are_read_as_one_text(tmp_path):
-    (tmp_path / "glue/RTE").mkdir(parents=True)
+@pytest.mark.parametrize("folder", ["RTE", "rte"])
+def test_pairs_are_read_as_one_text(tmp_path, folder):
+    (tmp_path / "glue" / folder).mkdir(parents=True)
     for name in ("dev", "train"):
         rows = "index\tsentence1\tsentence2\tlabel\n0\tIt rains.\tIt is wet.\tentailment\n"
-        (tmp_path / f"glue/RTE/{name}.tsv").write_text(rows)
+        (tmp_path / "glue" / folder / f"{name}.tsv").write_text(rows)
     assert tasks_named(["rte-tuned"])[0].load(Source(tmp_path)).examples[0].prompt == "It rains.\nIt is wet."
 
 
