@@ -112,7 +112,7 @@ class Glue(ChoiceTask):
         train = source.find(*(f"{folder}/train.tsv" for folder in folders))
         shots = None if train is None else self._examples(read(train), str(train))
         official = len(rows) == self.spec.official
-        if self.subset == "sst2" and Path(where).is_file():  # its archive has a header; without one it is somebody's copy
+        if self.subset == "sst2" and Path(where).is_file():  # its archive has a header; somebody's copy may not
             official &= read_text(Path(where)).startswith("sentence\t")
         return Split(self._examples(rows, where), official, shots)
 

@@ -144,10 +144,13 @@ def baseline(texts: Sequence[str], targets: Sequence[float], asked: Sequence[str
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+        from sklearn.linear_model import LogisticRegression, RidgeCV
+        from sklearn.model_selection import GridSearchCV
         from sklearn.pipeline import make_pipeline
     except ImportError:
         raise QwqError("the baseline beside a fine-tuned head needs scikit-learn: pip install 'qwq[eval]'") from None
-    last = LogisticRegressionCV(Cs=[0.3, 1, 3, 10, 30], cv=3, max_iter=1000) if classify else RidgeCV()
+    last = RidgeCV()
+    if classify:
+        last = GridSearchCV(LogisticRegression(max_iter=1000), {"C": [0.3, 1, 3, 10, 30]}, cv=3)
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), last)
     return model.fit(texts, targets).predict(asked).tolist()
