@@ -41,9 +41,9 @@ class Trigram:
 class BothSides:
     """The token at a place from its two left and its two right neighbours.
 
-    Three `Trigram`s read (left, left), (right, right), and one neighbour of either side. `scores` mixes the first two,
-    or all three, linearly, with the weights that make a tenth of the text likeliest (expectation maximisation); that
-    tenth is kept out of the counts.
+    Three `Trigram`s read (left, left), (right, right), and one neighbour of either side. The first alone is the trigram
+    model of old; `scores` also mixes the first two, or all three, linearly, with the weights that make a tenth of the
+    text likeliest (expectation maximisation); that tenth is kept out of the counts.
     """
 
     SIDES = ((-2, -1), (2, 1), (1, -1))  # (far, near), as offsets from the place
@@ -70,7 +70,7 @@ class BothSides:
         found: dict[str, list[tuple[float, bool]]] = {}
         for p, label in zip(self.each(ids, places), labels, strict=True):
             product = p[0] * p[1] / self.trigrams[0].unigram
-            joined = {name: weights @ p[: len(weights)] for name, weights in self.weights.items()}
+            joined = {"left": p[0]} | {name: weights @ p[: len(weights)] for name, weights in self.weights.items()}
             for name, q in (joined | {"product": product / product.sum()}).items():
                 found.setdefault(name, []).append((-np.log2(q[label]), q.argmax() == label))
         return {name: (float(bits), float(top)) for name, (bits, top) in ((n, np.mean(v, 0)) for n, v in found.items())}

@@ -33,6 +33,7 @@ from qwq.train.gradients import compute_gradients
 
 PROMPT, REPLY = 64, 96  # tokens
 SETTINGS = {"greedy": 0.0, "temperature-0.7": 0.7}
+DRAFTS, TUNED_ON = (2, 3, 4, 6, 8, 12), 8  # guesses that are tried, on so many prompts that are not measured
 CONFIDENCE = 0.95
 NODES, HOPS, QUERIES = 8, 5, 24  # of the task: nodes of a graph, 0 to 4 steps, questions about one graph
 
@@ -91,16 +92,20 @@ def _prompts(folder: Path, count: int) -> list[list[int]]:
 def speculation(model: Decoder, prompts: list[list[int]], timed: int, identical: int) -> tuple[list[common.Row], dict]:
     """Rows of both settings over the first `timed` prompts, a reply of each contender for each prompt in turn.
 
-    And over `identical` prompts the greedy replies that are not those of full depth, with how far the two best logits
-    are apart where they part.
+    How many tokens are guessed at a time is chosen on the last prompts. And over `identical` prompts the greedy replies
+    that are not those of full depth, with how far the two best logits are apart where they part.
     """
     engine = Engine(model, max_batch_size=1)
     policies = {"speculative": ComputePolicy("speculative"), "full": ComputePolicy()}
     more: dict = {"kernel": type(engine.decode).__name__, "prompt": PROMPT, "reply": REPLY, "layers_a_token": {}}
-    rows = []
+    rows, more["draft_tokens"] = [], {}
     try:
         for setting, temperature in SETTINGS.items():
             spent: list[float] = []
+            swept = _sweep(engine, prompts[-TUNED_ON:], temperature)
+            more["draft_tokens"][setting] = swept
+            best = max(swept, key=lambda count: swept[count])
+            policies["speculative"] = ComputePolicy("speculative", draft_tokens=best)
             queues = {name: iter(enumerate(prompts[:timed])) for name in policies}
 
             def rate(name: str, temperature: float = temperature, queues: dict = queues, spent: list = spent) -> float:
@@ -113,7 +118,8 @@ def speculation(model: Decoder, prompts: list[list[int]], timed: int, identical:
 
             rates = common.interleave({name: functools.partial(rate, name) for name in policies}, timed)
             case = f"speculative-{setting}-{torch.get_num_threads()}-threads"
-            where = {"peer": "qwq-full-depth", "peer_setting": "the same model, kernel and engine", "unit": "tokens/s"}
+            peer_setting = f"the same model, kernel and engine; {best} tokens guessed at a time"
+            where = {"peer": "qwq-full-depth", "peer_setting": peer_setting, "unit": "tokens/s"}
             rows.append(common.compare(case, rates["speculative"], rates["full"], **where))  # type: ignore[arg-type]
             more["layers_a_token"][setting] = round(statistics.mean(spent), 2)
         replies = {
@@ -130,6 +136,17 @@ def speculation(model: Decoder, prompts: list[list[int]], timed: int, identical:
                 best = model(torch.tensor([prompt + theirs[:place]]))[0, -1].topk(2).values
             distances.append(float(best[0] - best[1]))
     return rows, more | {"compared": len(replies["full"]), "different": len(distances), "distances": distances}
+
+
+def _sweep(engine: Engine, prompts: list[list[int]], temperature: float) -> dict[int, float]:
+    """Median tokens a second by the number of tokens that are guessed at a time, prompt by prompt in turn."""
+    rates: dict[int, list[float]] = {count: [] for count in DRAFTS}
+    for seed, prompt in enumerate(prompts):
+        for count in DRAFTS:
+            policy = ComputePolicy("speculative", draft_tokens=count)
+            tokens, seconds, _ = _reply(engine, prompt, SamplingParams(REPLY, temperature, seed=seed, compute=policy))
+            rates[count].append((len(tokens) - 1) / seconds)
+    return {count: round(statistics.median(values), 1) for count, values in rates.items()}
 
 
 def _reply(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[list[int], float, int]:
