@@ -24,7 +24,7 @@ class ComputePolicy:
 
     mode: Mode = "full"
     draft_layers: int | None = None  # None: up to the model's first exit
-    draft_tokens: int = 4
+    draft_tokens: int = 3
     confidence: float = 0.9
     max_thinking_tokens: int | None = None
     thinking_end: str = "\n\nMy time to think is over; I answer with what I have.\n</think>\n\n"
