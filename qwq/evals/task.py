@@ -38,7 +38,7 @@ class Task(ABC):
     """A benchmark. By `kind`, the answer that `grade` receives is
 
     "choice": a `Likelihood` of each choice, or of `Example.answer` where there are none; "rolling": log p of the prompt
-    in nats; "generate": `samples` texts, greedy for one.
+    in nats; "generate": `samples` texts, greedy for one; "tuned": a head and its baseline (tuned.py).
     """
 
     name: str

@@ -113,7 +113,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, choic
         layout, choice = choice.extend(layout), None
     if fast:
         return compiled(query, key, value, layout, choice)
-    if query.is_cuda and key.shape[3] == value.shape[3]:
+    if query.is_cuda and query.dtype != torch.float64 and key.shape[3] == value.shape[3]:
         from qwq.kernels import flex  # compiles with Triton
 
         if flex.takes(layout.tiles, query.shape[2]):
