@@ -38,6 +38,7 @@ class ObjectiveConfig:
         "masked_lm",
         "next_sentence",
         "sentence_order",
+        "late_interaction",
         "span_denoising",
         "prefix_lm",
         "contrastive",

@@ -21,7 +21,8 @@ from qwq.data import build, read_documents, tokenize
 from qwq.data.augment import Reword, SameCategory, WordNet, WordNoise, both, by_words, reworded, split_words
 from qwq.data.decontaminate import NgramIndex
 from qwq.data.documents import Document, DocumentWriter
-from qwq.data.pipeline import HELDOUT_RUN, HELDOUT_SHARED, heldout_documents
+from qwq.data.pipeline import heldout_documents
+from qwq.data.pipeline_join import HELDOUT_RUN, HELDOUT_SHARED
 from qwq.data.translate import Apertium, back_translation
 from qwq.recipe import Recipe
 from qwq.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece

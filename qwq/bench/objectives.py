@@ -21,7 +21,7 @@ from qwq.data.loader import PackedLoader
 from qwq.data.shards import TokenShards
 from qwq.kernels.linear import linear
 from qwq.model import ModelConfig
-from qwq.objectives import IGNORE, Batch, MaskedLM, NextSentence, Objective, Vocabulary
+from qwq.objectives import IGNORE, Batch, LateInteraction, MaskedLM, NextSentence, Objective, Vocabulary
 from qwq.recipe import DataConfig, ObjectiveConfig, Recipe, TrainingConfig
 from qwq.tokenizer import Tokenizer, load_tokenizer
 from qwq.train.evaluate import HeldOut
@@ -29,7 +29,7 @@ from qwq.train.evaluate import HeldOut
 WINDOW = 128  # tokens of an encoder's window
 SPARE = 64  # ids beyond the tokenizer's
 HARD = 0.1  # weight of the labels beside the teacher
-STEPS = {"masked_lm": 4000, "next_sentence": 1000, "teacher": 500, "student": 150}
+STEPS = {"masked_lm": 4000, "next_sentence": 1000, "late_interaction": 2000, "teacher": 500, "student": 150}
 
 SMALL = ModelConfig(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
@@ -47,12 +47,13 @@ def run(json_path: common.JsonPath = None, *, seeds: int = 3, folder: Path = Pat
     """
     runs.prepare(folder)
     masked, teacher = runs.train_all([_masked_job(), _student_job("teacher", TEACHER, 0)], folder, fit)
-    pairs = runs.train_all([_pair_job()], folder, fit)
+    pairs = runs.train_all([_pair_job(), *map(_late_job, range(seeds))], folder, fit)
     arms = {name: [_student_job(name, STUDENT, seed) for seed in range(seeds)] for name in ("alone", "distilled")}
     students = {name: runs.train_all(jobs, folder, fit) for name, jobs in arms.items()}
     tokenizer = load_tokenizer(folder / "tokenizer")
     counts, overlap = _counts(folder, tokenizer), _overlap(folder, tokenizer)
-    rows = [*_masked_rows(masked, counts), *_pair_rows(pairs, overlap), *_student_rows(teacher, **students)]
+    rows = [*_masked_rows(masked, counts), *_pair_rows("next-sentence-at-cls", pairs[:1], overlap)]
+    rows += [*_pair_rows("next-sentence", pairs[1:], overlap), *_student_rows(teacher, **students)]
     results = [masked, teacher, *pairs, *students["alone"], *students["distilled"]]
     more = {"runs": results, "neighbours": counts, "word_overlap": overlap}
     return common.report("objectives", rows, common.limits(), common.versions("scikit-learn"), json_path, **more)
@@ -78,6 +79,16 @@ def _pair_job() -> dict:
     return job
 
 
+def _late_job(seed: int) -> dict:
+    """The same windows in the order of the seed, more of them; a tenth of the rates, to keep what masked LM learned."""
+    job = _pair_job()
+    job["arm"], job["seed"], job["steps"] = "late_interaction", seed, STEPS["late_interaction"]
+    job["recipe"]["name"] = job["recipe"]["objective"]["name"] = "late_interaction"
+    for rate in ("learning_rate", "matrix_learning_rate"):
+        job["recipe"]["training"][rate] /= 10
+    return job
+
+
 def _student_job(name: str, model: ModelConfig, seed: int) -> dict:
     objective = ObjectiveConfig(chunk_size=512)
     if name == "distilled":
@@ -96,7 +107,8 @@ def fit(job: dict, folder: str) -> dict:
     arm = runs.ours(recipe, job["seed"], tokenizer)
     if "start" in job:
         arm.scored.load_state_dict(native.load_model(place / job["start"])[1].state_dict())
-    score = {"masked_lm": masked_tokens, "next_sentence": told_right}.get(job["arm"], runs.bits_per_byte)
+    scores = {"masked_lm": masked_tokens, "next_sentence": told_right, "late_interaction": told_right_apart}
+    score = scores.get(job["arm"], runs.bits_per_byte)
     result = runs.fit(arm, job, place, score)
     if job["arm"] in ("masked_lm", "teacher"):
         native.save(place / f"{job['arm']}-{job['seed']}", arm.scored, tokenizer, recipe.to_dict())
@@ -116,8 +128,11 @@ def _masked(folder: Path, tokenizer: Tokenizer) -> dict[str, list[Batch]]:
     return _held_out(folder, tokenizer, MaskedLM(Vocabulary(tokenizer, ENCODER.vocab_size)), WINDOW)
 
 
-def _pairs(folder: Path, tokenizer: Tokenizer) -> tuple[NextSentence, dict[str, list[Batch]]]:
-    objective = NextSentence(Vocabulary(tokenizer, ENCODER.vocab_size))
+def _pairs(
+    folder: Path, tokenizer: Tokenizer, kind: type[NextSentence] = NextSentence
+) -> tuple[NextSentence, dict[str, list[Batch]]]:
+    """The same pairs for every kind."""
+    objective = kind(Vocabulary(tokenizer, ENCODER.vocab_size))
     return objective, _held_out(folder, tokenizer, objective, 512)
 
 
@@ -144,19 +159,24 @@ def _with_means(found: dict[str, float], units: tuple[str, ...]) -> dict[str, fl
     return {key: round(float(value), 4) for key, value in found.items()}
 
 
-@torch.no_grad()
 def told_right(arm: Arm, tokenizer: Tokenizer, folder: Path) -> dict[str, float]:
-    """Share of the held-out pairs that are told right, by domain and over all."""
-    objective, domains = _pairs(folder, tokenizer)
-    right = {
-        domain: [
-            answer
-            for batch in batches
-            for answer in (objective.logits(arm.scored, batch).argmax(-1)[: len(batch.labels)] == batch.labels).tolist()
-        ]
-        for domain, batches in domains.items()
-    }
-    right["all"] = [answer for answers in right.values() for answer in answers]
+    """Share of the held-out pairs that are told right at [CLS], by domain and over all."""
+    return _told_right(arm, *_pairs(folder, tokenizer))
+
+
+def told_right_apart(arm: Arm, tokenizer: Tokenizer, folder: Path) -> dict[str, float]:
+    """The same where the passages are read apart."""
+    return _told_right(arm, *_pairs(folder, tokenizer, LateInteraction))
+
+
+@torch.no_grad()
+def _told_right(arm: Arm, objective: NextSentence, domains: dict[str, list[Batch]]) -> dict[str, float]:
+    right: dict[str, list[bool]] = {"all": []}
+    for domain, batches in domains.items():
+        for batch in batches:
+            answers = objective.logits(arm.scored, batch)[: len(batch.labels)].argmax(-1) == batch.labels
+            right[domain] = right.get(domain, []) + answers.tolist()
+        right["all"] += right[domain]
     return {domain: round(statistics.mean(answers), 4) for domain, answers in right.items()}
 
 
@@ -192,11 +212,11 @@ def _texts(batches: list[Batch], tokenizer: Tokenizer, separator: int) -> tuple[
 
 
 def _overlap(folder: Path, tokenizer: Tokenizer) -> dict[str, float]:
-    """Accuracy of the overlap of words: fitted to the pairs that the encoder of seed 0 was trained on."""
+    """Accuracy of the overlap of words: fitted to the pairs that `late_interaction` of seed 0 was trained on."""
     objective, domains = _pairs(folder, tokenizer)
     separator, generator = objective.vocabulary.separator, torch.Generator().manual_seed(0)
     loader = PackedLoader(folder / "tokens", 1, 4096, 0, checksums=False)
-    seen = [objective.batch(next(loader), generator) for _ in range(STEPS["next_sentence"])]
+    seen = [objective.batch(next(loader), generator) for _ in range(STEPS["late_interaction"])]
     model, weighted, total = Overlap(*_texts(seen, tokenizer, separator)), 0.0, 0
     found = {}
     for domain, batches in domains.items():
@@ -218,10 +238,11 @@ def _masked_rows(result: dict, counts: dict[str, dict[str, float]]) -> list[comm
     return rows
 
 
-def _pair_rows(results: list[dict], overlap: dict[str, float]) -> list[common.Row]:
+def _pair_rows(name: str, results: list[dict], overlap: dict[str, float]) -> list[common.Row]:
     rows = []
     for domain, theirs in overlap.items():
-        ours, case = [result["told_right"][domain] for result in results], f"next-sentence-{domain}"
+        found = [result.get("told_right_apart") or result["told_right"] for result in results]
+        ours, case = [scores[domain] for scores in found], f"{name}-{domain}"
         row = common.compare(case, ours, [theirs] * len(ours), peer="tf-idf-overlap", peer_setting="", unit="accuracy")
         rows.append(row)
     return rows

@@ -38,6 +38,7 @@ class Shape:
     """
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self.codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         self.kinds = _kinds()[np.minimum(self.codes, 0xFFFF)]
         if len(self.codes) and self.codes.max() > 0xFFFF:
@@ -68,7 +69,7 @@ class Shape:
 
     def share(self, positions: np.ndarray, characters: str) -> float:
         """The share of the positions that hold one of the characters."""
-        return float(np.isin(self.codes[positions], [ord(c) for c in characters]).mean()) if len(positions) else 0.0
+        return sum(self.text[place] in characters for place in positions.tolist()) / max(1, len(positions))
 
     def share_of_words_with(self, *kinds: int) -> float:
         """The share of the words in which one of these kinds occurs."""
@@ -110,11 +111,9 @@ def windows(hashes: np.ndarray, n: int) -> np.ndarray:
 def repeated_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
     """The share of the characters that lie in a run of n words which occurred before (Gopher's duplicate n-grams)."""
     grams = windows(hashes, n)
-    if not len(grams):
+    if len(grams) < 2 or not _repeats(grams)[1]:
         return 0.0
     _, first = np.unique(grams, return_index=True)
-    if len(first) == len(grams):
-        return 0.0
     again = np.ones(len(grams), np.int32)
     again[first] = 0
     cover = np.zeros(len(hashes) + 1, np.int32)
@@ -124,15 +123,22 @@ def repeated_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
 
 
 def top_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """The share of the characters that the most frequent run of n words makes up."""
+    """The share of the characters that the most frequent run of n words makes up; of equals, the least hash."""
     grams = windows(hashes, n)
-    if not len(grams):
+    if len(grams) < 2:
         return 0.0
-    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-    best = counts.argmax()
-    return (
-        float(counts[best] * lengths[first[best] : first[best] + n].sum() / lengths.sum()) if counts[best] > 1 else 0.0
-    )
+    most, count = _repeats(grams)
+    place = int((grams == most).argmax()) if count else 0
+    return float((count + 1) * lengths[place : place + n].sum() / lengths.sum()) if count else 0.0
+
+
+def _repeats(values: np.ndarray) -> tuple[int, int]:
+    """(the most frequent of two values or more, how often it comes again). Sorting is all it costs."""
+    ordered = np.sort(values)
+    border = np.flatnonzero(ordered[1:] != ordered[:-1])
+    sizes = np.diff(border, prepend=-1, append=len(ordered) - 1)
+    most = int(sizes.argmax())
+    return ordered[border[most] if most < len(border) else -1], int(sizes[most]) - 1
 
 
 @functools.lru_cache(maxsize=1)

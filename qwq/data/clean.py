@@ -13,6 +13,8 @@ _INVISIBLE = re.compile(
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]")
 _NEWLINE = re.compile("\r\n?|\u2028|\u2029|\x85")
 _ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
+# Everything but plain Latin and Chinese: without such a character none of the above, and the text is NFC.
+_UNUSUAL = re.compile("[^\t\n -~\u00a1-\u00ac\u00ae-\u02ff\u2010-\u2027\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]")
 _INNER_SPACES = re.compile("(?<=[^ \t\n])(?:[ \t]{2,}|\t)")
 _LINE_END = re.compile("[ \t\u3000]+\n")
 # What C4 and FineWeb cut out of web pages: lines about the page rather than its subject.
@@ -25,14 +27,18 @@ _PAGE = re.compile(
 
 def normalise(text: str, *, code: bool = False) -> str:
     """NFC, one kind of newline, no control or invisible characters. In code only newlines and control characters go."""
-    text = _NEWLINE.sub("\n", without_surrogates(text))
+    if _UNUSUAL.search(text):
+        text = _NEWLINE.sub("\n", without_surrogates(text))
+        text = (_CONTROL if code else _INVISIBLE).sub("", text)
+        if not code:
+            text = _ODD_SPACE.sub(" ", unicodedata.normalize("NFC", text))
     if code:
-        return _CONTROL.sub("", text).strip("\n") + "\n"
-    text = _INVISIBLE.sub("", text)
-    if not text.isascii():
-        text = _ODD_SPACE.sub(" ", unicodedata.normalize("NFC", text))
-    text = _LINE_END.sub("\n", _INNER_SPACES.sub(" ", text))
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+        return text.strip("\n") + "\n"
+    if "  " in text or "\t" in text:
+        text = _INNER_SPACES.sub(" ", text)
+    if any(end in text for end in (" \n", "\t\n", "\u3000\n")):
+        text = _LINE_END.sub("\n", text)
+    return (re.sub(r"\n{3,}", "\n\n", text) if "\n\n\n" in text else text).strip()
 
 
 def clean(document: Document) -> str | None:

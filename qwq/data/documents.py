@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import orjson
 import zstandard
 
 from qwq.errors import QwqError
@@ -130,6 +131,13 @@ def lines(path: Path) -> Iterator[bytes | None]:
         yield b"".join(held) if size <= MAX_LINE else None
 
 
+def _value(line: bytes) -> object:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)  # which takes NaN and half a surrogate pair, and words the error for the rest
+
+
 def json_rows(path: Path, on_bad: Callable[[int, str], None] | None = None) -> Iterator[tuple[int, object]]:
     """(line number, value) of JSON lines. A bad line goes to `on_bad(number, reason)`; without it, it raises."""
     for number, line in enumerate(lines(path), 1):
@@ -137,7 +145,7 @@ def json_rows(path: Path, on_bad: Callable[[int, str], None] | None = None) -> I
             if line is None:
                 raise ValueError(f"a line of more than {MAX_LINE >> 20} MiB")
             if line.strip():
-                yield number, json.loads(line)
+                yield number, _value(line)
         except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
             coded = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
             reason = f"not JSON ({error})" if coded else str(error)
@@ -184,7 +192,10 @@ class DocumentWriter:
 
     def write(self, document: Document) -> None:
         """Append one document."""
-        line = json.dumps(document.to_json(), ensure_ascii=False).encode() + b"\n"
+        try:
+            line = orjson.dumps(document.to_json(), option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # a number of more than 64 bits in `meta`
+            line = json.dumps(document.to_json(), ensure_ascii=False).encode() + b"\n"
         if self._file is None or (self._numbered and self._room < len(line)):
             self._open()
         assert self._file is not None

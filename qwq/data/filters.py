@@ -85,8 +85,7 @@ def _words(document: Document, text: Shape) -> str | None:
 
 def _cut(text: Shape, ends: np.ndarray) -> float:
     """The share of the lines that end with an ellipsis."""
-    dots = np.array([text.codes[max(0, end - 3) : end].tobytes() == b".\0\0\0" * 3 for end in ends])
-    return float((dots | (text.codes[ends - 1] == 0x2026)).mean()) if len(ends) else 0.0
+    return sum(text.text.endswith(("...", "…"), 0, end) for end in ends.tolist()) / max(1, len(ends))
 
 
 def _characters(text: Shape) -> str | None:
@@ -99,7 +98,7 @@ def _characters(text: Shape) -> str | None:
         return "digits"
     if len(codes) and np.unique(codes, return_counts=True)[1].max() > 0.25 * len(codes):
         return "repeated_character"
-    if letters > 200 and not (text.counts[PUNCTUATION] and np.isin(text.codes, [*map(ord, "。！？；，、")]).any()):
+    if letters > 200 and not (text.counts[PUNCTUATION] and any(mark in text.text for mark in "。！？；，、")):
         return "no_punctuation"
     ends = text.lines[1]
     return "cut_lines" if len(ends) > 3 and _cut(text, ends) > 0.3 else None
@@ -144,8 +143,8 @@ def _is_verse(text: Shape, unspaced: bool) -> bool:
         return False
     if unspaced:
         return bool(text.share(ends - 1, "，。！？；、") > 0.9 and lengths.max() <= 40)
-    upper = np.array([chr(c).isupper() for c in text.codes[starts]])
-    return bool(upper.mean() > 0.9 and lengths.max() <= 75 and text.share(ends - 1, ",;:—") >= 0.2)
+    upper = sum(text.text[start].isupper() for start in starts.tolist()) / len(starts)
+    return bool(upper > 0.9 and lengths.max() <= 75 and text.share(ends - 1, ",;:—") >= 0.2)
 
 
 def _verse(source: str, text: Shape, unspaced: bool) -> str | None:

@@ -19,6 +19,8 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4})
 _VERSION = re.compile(r"(?:version|ver\.?|\bv|release|版本|§|section|chapter)[\s\"'=:_]*$", re.IGNORECASE)
 # Every run of digits that a person's number could be, with the separators people put in; what it is, `_kind` says.
 _NUMBER = re.compile(r"(?<![\w.,$€£¥-])(?:\+|00)?\(?\d(?:[ \-.()]{0,2}\d){6,37}[Xx]?(?![\w%-]|[.,]\d)", re.ASCII)
+# What the two above need at the least, found several times faster than what they find.
+_DOTTED, _LONG = re.compile(r"\d\.\d+\.\d", re.ASCII), re.compile(r"\d[\d \-.()]{5}[\d \-.()]*\d", re.ASCII)
 _NORTH_AMERICAN = re.compile(r"(?:\+?1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}")
 _INTERNATIONAL = re.compile(r"(?:\+|00)[1-9]\d{0,2}(?:[ \-.()]{0,2}\d){6,13}")
 _CHINESE_MOBILE = re.compile(r"(?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}")
@@ -91,11 +93,15 @@ def mask(text: str, *, code: bool = False) -> tuple[str, Counter[str]]:
 
     if "@" in text:
         text = _EMAIL.sub(lambda m: put(None if _EXAMPLE.search(m[0]) else "EMAIL", m[0]), text)
-    text = _IPV4.sub(ip, text)
+    if _DOTTED.search(text):
+        text = _IPV4.sub(ip, text)
     if code:
         return text, found
     if "::" in text or text.count(":") >= 7:
         text = _IPV6.sub(ip, text)
+
+    if not _LONG.search(text):
+        return text, found
 
     def number(match: re.Match[str]) -> str:
         if (kind := _kind(match[0])) is not None:

@@ -1,7 +1,7 @@
 """The part of a build that needs no memory of other documents, done a piece of input at a time, anywhere.
 
-A piece (some files, a package) becomes `KEY.jsonl.zst` and, when that is whole, `KEY.json` with its counts, in a folder
-beside the corpus. The key says what was read and with what, so a build that was stopped goes on where it was; and since
+A piece (some files, a package) becomes `KEY.jsonl.zst`, `KEY.sketches` (what deduplication compares) and, when those are
+whole, `KEY.json` with its counts, in a folder beside the corpus. The key says what was read and with what, so a build that was stopped goes on where it was; and since
 the pieces are joined in their own order, it does not matter who made them: this process, all cores, or a cluster.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 
 from qwq.data import clean, filters
 from qwq.data.decontaminate import Decontaminate, NgramIndex
+from qwq.data.dedup import sketch
 from qwq.data.documents import Document, DocumentWriter
 from qwq.data.language import Identify
 from qwq.data.personal import Personal
@@ -33,6 +34,7 @@ from qwq.errors import QwqError, UsageError
 
 EXAMPLES = 3  # kept in the report for each reason
 EXECUTORS = ("process", "datatrove", "ray", "slurm:PARTITION")
+HELDOUT_FRACTION = 0.03  # of the documents, chosen by their hash, that may be held out
 SLURM_TIME = "24:00:00"
 Stage = Callable[[Document], str | None]
 Tick = Callable[[int], None]  # told the bytes of text of each document read
@@ -107,7 +109,7 @@ def make_piece(piece: Source, key: str, folder: Path, tick: Tick) -> None:
         return
     funnel = Funnel(_settings(folder).stages())
     summary: dict = {"sources": {}, "set_aside": [], "documents": 0}
-    partial = folder / f"{key}-{os.getpid()}.part.zst"
+    partial, sketches = folder / f"{key}-{os.getpid()}.part.zst", []
     with DocumentWriter(partial, level=1) as writer:
         try:
             for document in piece.documents(lambda file, reason: summary["set_aside"].append([file, reason])):
@@ -119,6 +121,9 @@ def make_piece(piece: Source, key: str, folder: Path, tick: Tick) -> None:
                 tick(size)
                 if funnel(document):
                     writer.write(document)
+                    sketches.append(sketch(document))
+                    if document.kind != "dialogue" and sketches[-1].name < HELDOUT_FRACTION * 2**64:
+                        sketches[-1].document = document
         except QwqError as error:
             summary["set_aside"].append([piece.name, str(error)])
     for name, stage in funnel.stages.items():
@@ -128,6 +133,7 @@ def make_piece(piece: Source, key: str, folder: Path, tick: Tick) -> None:
     summary |= {"documents": writer.count, "stages": funnel.counts}
     if writer.count:
         partial.replace(folder / f"{key}.jsonl.zst")
+        (folder / f"{key}.sketches").write_bytes(pickle.dumps(sketches))
     whole = partial.with_suffix(".json")
     whole.write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
     whole.replace(folder / f"{key}.json")

@@ -26,6 +26,16 @@ class Kept:
         self.licenses: dict[str, dict] = {}
         self.examples: dict[str, list[dict]] = {}
 
+    @property
+    def documents(self) -> int:
+        """How many were counted."""
+        return sum(license["documents"] for license in self.licenses.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(license["bytes"] for license in self.licenses.values())
+
     def __call__(self, document: Document, size: int) -> None:
         """Count a document of `size` bytes."""
         language = self.languages.setdefault(document.language, {"kept": 0, "bytes": 0, "dialogues": 0})
@@ -38,12 +48,27 @@ class Kept:
         if document.source not in license["sources"]:
             license["sources"].append(document.source)
         # Those with the smallest hashes: a sample that is the same every time.
-        examples = self.examples.setdefault(document.source, [])
+        examples = self.examples.get(document.source, [])
         if len(examples) < KEPT or document.hash < examples[-1]["hash"]:
             example = {"hash": document.hash, "language": document.language, "kind": document.kind}
-            examples.append(example | {"meta": document.meta, "text": document.text[:EXCERPT]})
-            examples.sort(key=lambda found: found["hash"])
-            del examples[KEPT:]
+            self._smallest(document.source, [example | {"meta": document.meta, "text": document.text[:EXCERPT]}])
+
+    def add(self, other: "Kept") -> None:
+        """What another one counted, too."""
+        for language, counts in other.languages.items():
+            mine = self.languages.setdefault(language, dict.fromkeys(counts, 0))
+            mine.update({name: mine[name] + number for name, number in counts.items()})
+        for license, counts in other.licenses.items():
+            mine = self.licenses.setdefault(license, {"documents": 0, "bytes": 0, "sources": []})
+            mine["documents"] += counts["documents"]
+            mine["bytes"] += counts["bytes"]
+            mine["sources"] += [source for source in counts["sources"] if source not in mine["sources"]]
+        for source, examples in other.examples.items():
+            self._smallest(source, examples)
+
+    def _smallest(self, source: str, examples: list[dict]) -> None:
+        found = sorted([*self.examples.get(source, []), *examples], key=lambda example: example["hash"])
+        self.examples[source] = found[:KEPT]
 
 
 def funnel(stages: dict[str, dict], width: int = 860) -> str:

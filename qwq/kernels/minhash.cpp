@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 namespace {
@@ -27,8 +26,18 @@ inline uint32_t next(const uint8_t*& p) {
     return p += 3, (c & 7) << 18 | (p[-3] & 63u) << 12 | (p[-2] & 63u) << 6 | (p[-1] & 63u);
 }
 
+uint64_t window(const uint64_t* tokens, int32_t width) {
+    uint64_t sum = 0;
+    for (int32_t j = 0; j < width; j++) sum = sum * TOKEN + tokens[j];
+    return mixed(sum);
+}
+
+}  // namespace
+
 // One hash a word or single character, whose last bit tells which; room for as many as there are bytes. Their number.
-int64_t tokens(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, uint64_t* out) {
+// ends, if given: how many there are up to the end of each line but the last.
+extern "C" int64_t qwq_tokens(
+    const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, uint64_t* out, int64_t* ends) {
     const uint64_t* begin = out;
     uint64_t word = 0, power = 1;
     for (const uint8_t *p = text, *end = text + bytes; p < end;) {
@@ -40,37 +49,24 @@ int64_t tokens(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_
         }
         if (power != 1) *out++ = mixed(word) & ~1ull;
         if (folded) *out++ = mixed(folded) | 1;
+        if (ends && point == '\n') *ends++ = out - begin;
         word = 0, power = 1;
     }
     if (power != 1) *out++ = mixed(word) & ~1ull;
     return out - begin;
 }
 
-uint64_t window(const uint64_t* tokens, int32_t width) {
-    uint64_t sum = 0;
-    for (int32_t j = 0; j < width; j++) sum = sum * TOKEN + tokens[j];
-    return mixed(sum);
-}
-
-}  // namespace
-
-extern "C" int64_t qwq_tokens(const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, uint64_t* out) {
-    return tokens(text, bytes, fold, table, out);
-}
-
 extern "C" void qwq_windows(const uint64_t* tokens, int64_t count, int32_t width, uint64_t* out) {
     for (int64_t i = 0; i + width <= count; i++) out[i] = window(tokens + i, width);
 }
 
-// minima [hashes], a multiple of LANES, starts as all ones. The number of shingles is returned.
-extern "C" int64_t qwq_minhash(
-    const uint8_t* text, int64_t bytes, const uint32_t* fold, uint32_t table, int32_t width, const uint64_t* factors,
-    const uint64_t* offsets, int32_t hashes, uint64_t* minima) {
-    const std::unique_ptr<uint64_t[]> row(new uint64_t[bytes + 1]);
-    const int64_t found = tokens(text, bytes, fold, table, row.get());
+// minima [hashes], a multiple of LANES, starts as all ones.
+extern "C" void qwq_minhash(
+    const uint64_t* tokens, int64_t found, int32_t width, const uint64_t* factors, const uint64_t* offsets,
+    int32_t hashes, uint64_t* minima) {
     const int64_t n = std::min<int64_t>(width, found), count = found ? found - n + 1 : 0;
     std::vector<uint32_t> shingles(count);
-    for (int64_t i = 0; i < count; i++) shingles[i] = window(row.get() + i, n) >> 32;
+    for (int64_t i = 0; i < count; i++) shingles[i] = window(tokens + i, n) >> 32;
     for (int32_t first = 0; first < hashes; first += LANES) {
         uint64_t least[LANES], a[LANES], b[LANES];
         for (int k = 0; k < LANES; k++) least[k] = minima[first + k], a[k] = factors[first + k], b[k] = offsets[first + k];
@@ -81,5 +77,4 @@ extern "C" int64_t qwq_minhash(
             }
         for (int k = 0; k < LANES; k++) minima[first + k] = least[k];
     }
-    return count;
 }

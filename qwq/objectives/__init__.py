@@ -5,7 +5,7 @@ from qwq.objectives.contrastive import Contrastive
 from qwq.objectives.cross_entropy import IGNORE, cross_entropy_sum
 from qwq.objectives.distillation import Distillation, Mixture
 from qwq.objectives.masked_lm import MaskedLM
-from qwq.objectives.next_sentence import NextSentence, SentenceOrder
+from qwq.objectives.next_sentence import LateInteraction, NextSentence, SentenceOrder
 from qwq.objectives.objective import Batch, Objective, Window
 from qwq.objectives.sequence import PrefixLM, SpanDenoising
 from qwq.objectives.vocabulary import Vocabulary
@@ -16,6 +16,7 @@ __all__ = [
     "CausalLM",
     "Contrastive",
     "Distillation",
+    "LateInteraction",
     "MaskedLM",
     "Mixture",
     "NextSentence",

@@ -100,6 +100,43 @@ class NextSentence(Objective):
         return linear(hidden, model.lm_head.weight[[self.vocabulary.no, self.vocabulary.yes]])
 
 
+@dataclass
+class LateInteraction(NextSentence):
+    """The same question of two passages that are read apart and compared token by token (ColBERT, arXiv:2004.12832).
+
+    Every token looks for the state most like its own (cosine) in the other passage; how alike the passages are is the
+    mean of what the tokens find, both ways. Tokens count by a weight that is read from their states: "yes" is its
+    vector, and no head is added here either.
+    """
+
+    scale: float = 10.0  # from likeness to the logit of "yes",
+    middle: float = 0.57  # which is 0 here
+
+    name = "late_interaction"
+    reason = "a token's state has to hold the whole passage it stands in"
+
+    def assemble(self, couples: list[tuple[Tensor, Tensor]], labels: Tensor) -> Batch:
+        """All first passages, then all second ones."""
+        texts = [first for first, _ in couples] + [second for _, second in couples]
+        ids, boundaries = pack(texts or [torch.tensor([self.vocabulary.cls])])
+        return Batch(ids, labels, boundaries)
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        assert batch.boundaries is not None
+        hidden = model.hidden(batch.input_ids, boundaries=batch.boundaries)[0]
+        weights = F.softplus(hidden @ model.lm_head.weight[self.vocabulary.yes] + 0.5)
+        sizes = torch.tensor(batch.boundaries).diff().tolist()
+        states, weights = F.normalize(hidden, dim=-1).split(sizes), weights.split(sizes)
+        alike = []
+        for i in range(len(batch.labels)):
+            j = i + len(batch.labels)
+            cosines = states[i] @ states[j].t()
+            found = [(weights[i], cosines.amax(1)), (weights[j], cosines.amax(0))]
+            alike.append(sum((weight * best).sum() / weight.sum() for weight, best in found) / 2)
+        yes = self.scale * (torch.stack(alike) - self.middle) if alike else hidden.sum(1)[:0]
+        return torch.stack((torch.zeros_like(yes), yes), 1)
+
+
 class SentenceOrder(NextSentence):
     """The same question where the wrong pairs are right ones, swapped: harder, no topic helps (arXiv:1909.11942)."""
 

@@ -14,6 +14,7 @@ from qwq.objectives import (
     CausalLM,
     Contrastive,
     Distillation,
+    LateInteraction,
     MaskedLM,
     Mixture,
     NextSentence,
@@ -56,7 +57,8 @@ def _named(config: ObjectiveConfig, vocab_size: int, tokenizer: Tokenizer | None
         return PrefixLM(vocabulary, chunk)
     if config.name == "contrastive":
         return Contrastive(vocabulary, config.contrastive)
-    return (SentenceOrder if config.name == "sentence_order" else NextSentence)(vocabulary)
+    pairs = {"next_sentence": NextSentence, "sentence_order": SentenceOrder, "late_interaction": LateInteraction}
+    return pairs[config.name](vocabulary)
 
 
 def _teacher(name: str) -> Decoder:

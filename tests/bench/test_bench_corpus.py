@@ -76,7 +76,7 @@ def test_a_comparison_from_raw_text_to_the_table(raw, tmp_path, tiny_config, mon
     )
     monkeypatch.setattr(corpus, "SMALL", 8_000)
     monkeypatch.setattr(corpus, "VOCAB_SIZE", 700)
-    monkeypatch.setattr("qwq.data.pipeline.HELDOUT_FRACTION", 0.1)
+    monkeypatch.setattr("qwq.data.pipeline_parts.HELDOUT_FRACTION", 0.1)
     recipe = nano.dense()
     training = dataclasses.replace(recipe.training, batch_size=2, micro_batch_size=2)
     model = dataclasses.replace(tiny_config, vocab_size=700)

@@ -133,7 +133,7 @@ def test_what_was_done_is_not_done_again(corpus, tmp_path, monkeypatch):
 def test_a_changed_file_is_read_again(corpus, tmp_path, monkeypatch):
     """A piece belongs to the bytes it was made of, and to the settings."""
     make = pipeline_parts.make_piece
-    monkeypatch.setattr("qwq.data.pipeline._join", lambda *arguments: (_ for _ in ()).throw(QwqError("disk full")))
+    monkeypatch.setattr("qwq.data.pipeline.join", lambda *arguments: (_ for _ in ()).throw(QwqError("disk full")))
     with pytest.raises(QwqError, match="disk full"):
         build([str(corpus)], tmp_path / "out", progress=False, workers=1)
     monkeypatch.undo()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq.model import ModelConfig, build
-from qwq.objectives import NextSentence, SentenceOrder
+from qwq.objectives import LateInteraction, NextSentence, SentenceOrder
 from qwq.objectives.next_sentence import SHORTEST, pairs, passages
 from qwq.objectives.objective import cut
 from qwq.train.gradients import compute_gradients
@@ -54,7 +54,31 @@ def test_order_swaps_the_wrong_pairs(vocabulary, window, generator):
         assert (pair if follows else pair[::-1]) in right
 
 
-@pytest.mark.parametrize("kind", [NextSentence, SentenceOrder])
+def test_late_interaction_asks_the_same_of_passages_that_are_read_apart(vocabulary, window, generator):
+    """The same pairs and labels; what a passage is like does not depend on which one it is compared with."""
+    state = generator.get_state()
+    together = NextSentence(vocabulary, longest=32).batch(window, generator)
+    generator.set_state(state)
+    apart = LateInteraction(vocabulary, longest=32).batch(window, generator)
+    assert apart.labels.equal(together.labels)
+    texts = [t.tolist() for t in apart.input_ids[0].tensor_split(apart.boundaries[1:-1])]
+    count = len(apart.labels)
+    assert list(zip(texts[:count], texts[count:], strict=True)) == list(couples(together, vocabulary))
+
+
+def test_a_passage_is_most_like_itself(vocabulary, window, generator):
+    """Cosines of 1 for every token: the largest logit there is, whatever the weights."""
+    objective = LateInteraction(vocabulary, longest=32)
+    batch = objective.batch(window, generator)
+    texts = list(batch.input_ids[0].tensor_split(batch.boundaries[1:-1]))[: len(batch.labels)]
+    model = build(ModelConfig(architecture="encoder", vocab_size=vocabulary.vocab_size, num_hidden_layers=1))
+    model.init_weights(seed=0)
+    same = objective.logits(model, objective.assemble([(t, t) for t in texts], batch.labels))[:, 1]
+    torch.testing.assert_close(same, torch.full_like(same, objective.scale * (1 - objective.middle)))
+    assert (objective.logits(model, batch)[:, 1] < same).all()
+
+
+@pytest.mark.parametrize("kind", [NextSentence, SentenceOrder, LateInteraction])
 def test_an_encoder_learns_the_pairs_of_one_window(kind, vocabulary, window):
     """From chance to below half of it."""
     config = ModelConfig(

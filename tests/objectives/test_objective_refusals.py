@@ -16,6 +16,7 @@ FITS = {
     "masked_lm": {"encoder"},
     "next_sentence": {"encoder"},
     "sentence_order": {"encoder"},
+    "late_interaction": {"encoder"},
     "contrastive": {"encoder"},
     "span_denoising": {"encoder-decoder"},
     "prefix_lm": {"encoder-decoder"},
