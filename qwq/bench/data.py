@@ -23,6 +23,7 @@ import numpy as np
 
 from qwq.bench import common
 from qwq.data import build, read_documents
+from qwq.data.characters import HAN, shape
 from qwq.data.dedup import NearDedup, normal_key
 from qwq.data.documents import Document
 from qwq.data.language import language_of
@@ -32,12 +33,13 @@ from qwq.kernels import minhash
 SHARE = Path("/usr/share")
 DEBIAN = [
     f"{where}/{name}" for where in ("doc/debian-handbook/html", "libreoffice/help") for name in ("en-US", "zh-CN")
-]
+] + ["debian-reference"]
 FILES = 16  # a language
 LANGUAGES = {"en": "eng", "zh": "zho", "code": "eng"}  # here and in datatrove
 SETTINGS = ((1, "fork"), (2, "fork"), (4, "fork"), (2, "forkserver"))  # workers, start method
 PAIRS, RANDOM_PAIRS = 20_000, 4_000
 THRESHOLD = 0.75
+BYTES = 20
 
 
 def run(json_path: common.JsonPath = None, *, rounds: int = 3, folder: Path = Path("bench-data")) -> dict:
@@ -198,22 +200,33 @@ def datatrove(folder: Path, language: str, pattern: str, workers: int, start_met
     return {"seconds": seconds, "filtered": left[0], "documents": left[1]}
 
 
-def _signed(text: str, language: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple]]:
-    """(shingles, signature) here and (shingles, buckets) in datatrove."""
+def _signed(text: str, language: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple], np.ndarray]:
+    """(shingles, signature) here, (shingles, buckets) in datatrove, and windows of bytes, which neither looks at."""
     from datatrove.pipeline.dedup import MinhashDedupSignature
 
     if language not in _SIGNERS:
         _SIGNERS[language] = MinhashDedupSignature(os.devnull, language=LANGUAGES[language])
     shingles = _SIGNERS[language].get_shingles(text)
     buckets = list(map(tuple, _SIGNERS[language].get_signature(shingles))) if shingles.size else []
-    return minhash.shingles(text), np.frombuffer(minhash.signature(text), np.uint16), np.unique(shingles), buckets
+    own = minhash.shingles(text), np.frombuffer(minhash.signature(text), np.uint16)
+    return *own, np.unique(shingles), buckets, _byte_windows(text)
+
+
+def _byte_windows(text: str) -> np.ndarray:
+    """Hashes of every BYTES bytes of UTF-8 in a row, of letters and digits in lower case: knows no words, no script."""
+    data = np.frombuffer("".join(filter(str.isalnum, text.lower())).encode("utf-8", "replace"), np.uint8)
+    sums = np.zeros(max(0, len(data) - BYTES + 1), np.uint64)
+    for j in range(BYTES):
+        sums = sums * np.uint64(0x9E3779B97F4A7C15) + data[j : j + len(sums)]
+    return np.unique(sums)
 
 
 _SIGNERS: dict[str, Any] = {}
 
 
 def pairs(folder: Path, workers: int | None = None) -> dict:
-    """Precision and recall of both on sampled pairs, against exact Jaccard over the shingles of each.
+    """Precision and recall of both on sampled pairs, against exact Jaccard: over windows of bytes, and over the
+    shingles of each.
 
     Sampled are pairs that either takes for candidates, and random ones; of documents that are not simply equal.
     """
@@ -223,7 +236,10 @@ def pairs(folder: Path, workers: int | None = None) -> dict:
             documents.setdefault(normal_key(document), (document.text, path.name.split("-")[0]))
     with ProcessPoolExecutor(workers if workers is not None else len(os.sched_getaffinity(0))) as pool:
         signed = list(pool.map(_signed, *zip(*documents.values(), strict=True), chunksize=200))
-    signed = [one for one in signed if len(one[0]) and len(one[2])]
+    both = [len(one[0]) and len(one[2]) and len(one[4]) for one in signed]
+    signed = list(itertools.compress(signed, both))
+    chinese = [shape(text).counts[HAN] for text, _ in itertools.compress(documents.values(), both)]
+    language = [language for _, language in itertools.compress(documents.values(), both)]
     signatures = np.array([one[1] for one in signed])
     near = NearDedup(lambda *match: None, THRESHOLD)
     bands = signatures[:, : near.bands * near.ROWS].reshape(len(signed), near.bands, near.ROWS)
@@ -239,9 +255,10 @@ def pairs(folder: Path, workers: int | None = None) -> dict:
     said = [np.array([pair in found for pair in sample]) for found in (ours, theirs)]
     said[0] &= alike
     scores, duplicates = {}, {}
-    both = {"our-shingles": [one[0] for one in signed], "datatrove-shingles": [one[2] for one in signed]}
-    for name, shingles in both.items():
-        truth = np.array([_jaccard(shingles[a], shingles[b]) for a, b in sample]) >= THRESHOLD
+    truths: dict[str, np.ndarray] = {}
+    for name, part in (("bytes", 4), ("our-shingles", 0), ("datatrove-shingles", 2)):
+        shingles = [one[part] for one in signed]
+        truths[name] = truth = np.array([_jaccard(shingles[a], shingles[b]) for a, b in sample]) >= THRESHOLD
         duplicates[name] = int(truth.sum())
         for score, whole in (("precision", said), ("recall", [truth, truth])):
             right = [(one & truth, every) for one, every in zip(said, whole, strict=True)]
@@ -254,6 +271,10 @@ def pairs(folder: Path, workers: int | None = None) -> dict:
         "of all": float((said[0] == said[1]).mean()),
         "of either's": float((said[0] & said[1]).sum() / max(1, (said[0] | said[1]).sum())),
     }
+    alone = truths["datatrove-shingles"] & ~truths["bytes"]
+    mixed = [all(language[i] == "en" and chinese[i] for i in pair) for pair in itertools.compress(sample, alone)]
+    agreement["alike by datatrove's shingles alone"] = int(alone.sum())
+    agreement["of those, Chinese in a file taken for English"] = float(np.mean(mixed)) if mixed else 0.0
     counts = {"documents": len(signed), "sampled": len(sample), "candidates": [len(ours), len(theirs)]}
     return {"scores": scores, "agreement": agreement, "duplicates": duplicates, **counts}
 

@@ -29,7 +29,7 @@ from qwq.train.evaluate import HeldOut
 WINDOW = 128  # tokens of an encoder's window
 SPARE = 64  # ids beyond the tokenizer's
 HARD = 0.1  # weight of the labels beside the teacher
-STEPS = {"masked_lm": 4000, "next_sentence": 1000, "late_interaction": 2000, "teacher": 500, "student": 150}
+STEPS = {"masked_lm": 4000, "next_sentence": 1000, "late_interaction": 1000, "teacher": 500, "student": 150}
 
 SMALL = ModelConfig(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
@@ -80,12 +80,12 @@ def _pair_job() -> dict:
 
 
 def _late_job(seed: int) -> dict:
-    """The same windows in the order of the seed, more of them; a tenth of the rates, to keep what masked LM learned."""
+    """As many windows, in the order of the seed; a twentieth of the rates, to keep what masked LM learned."""
     job = _pair_job()
     job["arm"], job["seed"], job["steps"] = "late_interaction", seed, STEPS["late_interaction"]
     job["recipe"]["name"] = job["recipe"]["objective"]["name"] = "late_interaction"
     for rate in ("learning_rate", "matrix_learning_rate"):
-        job["recipe"]["training"][rate] /= 10
+        job["recipe"]["training"][rate] /= 20
     return job
 
 

@@ -31,10 +31,9 @@ def _kinds() -> np.ndarray:
 
 
 class Shape:
-    """The characters, words and lines of one text. Words stand between white space; lines that are blank do not count.
+    """The characters, words and lines of one text. Words stand between white space.
 
     codes: code points, uint32 [characters]. kinds: their kinds. counts: characters of each kind, [10].
-    starts, ends: of the words. line_of: the line of each word. first, last: the first and last word of each line.
     """
 
     def __init__(self, text: str) -> None:
@@ -43,45 +42,47 @@ class Shape:
         self.kinds = _kinds()[np.minimum(self.codes, 0xFFFF)]
         if len(self.codes) and self.codes.max() > 0xFFFF:
             self.kinds[(self.codes >= 0x20000) & (self.codes < 0x31350)] = HAN
-        self.counts = np.bincount(self.kinds, minlength=10)
-        space = np.ones(len(self.codes) + 2, bool)
-        space[1:-1] = self.kinds <= NEWLINE
-        edges = np.flatnonzero(space[1:] != space[:-1])
-        self.starts, self.ends = edges[::2], edges[1::2]
+        self.counts = np.bincount(self.kinds, minlength=10).tolist()
 
     @property
     def letters(self) -> int:
         """Letters of every script."""
-        return int(self.counts[LATIN:].sum())
+        return sum(self.counts[LATIN:])
 
     @property
     def visible(self) -> int:
         """Characters that are not white space."""
-        return int(self.counts[SYMBOL:].sum())
+        return sum(self.counts[SYMBOL:])
 
     @functools.cached_property
-    def lines(self) -> tuple[np.ndarray, np.ndarray]:
-        """(start, end) of each line that is not blank, without the white space around it."""
-        line_of = np.searchsorted(np.flatnonzero(self.kinds == NEWLINE), self.starts)
-        border = np.flatnonzero(line_of[1:] != line_of[:-1]) + 1
-        first = np.concatenate([[0], border]) if len(line_of) else border
-        return self.starts[first], self.ends[np.concatenate([border, [len(line_of)]]) - 1] if len(line_of) else border
+    def lines(self) -> list[str]:
+        """The lines that are not blank, without the white space around them."""
+        return [line for part in self.text.split("\n") if (line := part.strip())]
 
-    def share(self, positions: np.ndarray, characters: str) -> float:
-        """The share of the positions that hold one of the characters."""
-        return sum(self.text[place] in characters for place in positions.tolist()) / max(1, len(positions))
+    def share_of_lines(self, characters: str, place: int) -> float:
+        """The share of the lines whose first (`place` 0) or last (-1) character is one of these."""
+        return sum(line[place] in characters for line in self.lines) / max(1, len(self.lines))
 
-    def share_of_words_with(self, *kinds: int) -> float:
-        """The share of the words in which one of these kinds occurs."""
-        if not len(self.starts):
-            return 0.0
-        found = np.concatenate([[0], np.cumsum(np.isin(self.kinds, kinds))])
-        return float((found[self.ends] > found[self.starts]).mean())
+    @functools.cached_property
+    def words(self) -> tuple[np.ndarray, np.ndarray]:
+        """(start, end) of each."""
+        space = np.ones(len(self.codes) + 2, bool)
+        space[1:-1] = self.kinds <= NEWLINE
+        edges = np.flatnonzero(space[1:] != space[:-1])
+        return edges[::2], edges[1::2]
+
+    @property
+    def share_of_words_with_letters(self) -> float:
+        """The share of the words in which a letter occurs."""
+        starts, ends = self.words
+        found = np.zeros(len(self.kinds) + 1, np.int32)
+        np.cumsum(self.kinds >= LATIN, out=found[1:])
+        return float((found[ends] > found[starts]).mean()) if len(starts) else 0.0
 
     @functools.cached_property
     def word_hashes(self) -> np.ndarray:
         """A 64-bit hash of each word, in the case it is written."""
-        return hashes_between(self.codes, self.starts, self.ends)
+        return hashes_between(self.codes, *self.words)
 
 
 def hashes_between(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -111,7 +112,7 @@ def windows(hashes: np.ndarray, n: int) -> np.ndarray:
 def repeated_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
     """The share of the characters that lie in a run of n words which occurred before (Gopher's duplicate n-grams)."""
     grams = windows(hashes, n)
-    if len(grams) < 2 or not _repeats(grams)[1]:
+    if not len(grams) or most_frequent(grams)[1] == 1:
         return 0.0
     _, first = np.unique(grams, return_index=True)
     again = np.ones(len(grams), np.int32)
@@ -125,20 +126,20 @@ def repeated_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
 def top_share(hashes: np.ndarray, lengths: np.ndarray, n: int) -> float:
     """The share of the characters that the most frequent run of n words makes up; of equals, the least hash."""
     grams = windows(hashes, n)
-    if len(grams) < 2:
+    most, count = most_frequent(grams) if len(grams) else (0, 1)
+    if count == 1:
         return 0.0
-    most, count = _repeats(grams)
-    place = int((grams == most).argmax()) if count else 0
-    return float((count + 1) * lengths[place : place + n].sum() / lengths.sum()) if count else 0.0
+    place = int((grams == np.uint64(most)).argmax())
+    return float(count * lengths[place : place + n].sum() / lengths.sum())
 
 
-def _repeats(values: np.ndarray) -> tuple[int, int]:
-    """(the most frequent of two values or more, how often it comes again). Sorting is all it costs."""
+def most_frequent(values: np.ndarray) -> tuple[int, int]:
+    """(the most frequent of one value or more, the least of equals; how often it comes). Sorting is all it costs."""
     ordered = np.sort(values)
-    border = np.flatnonzero(ordered[1:] != ordered[:-1])
-    sizes = np.diff(border, prepend=-1, append=len(ordered) - 1)
+    edges = np.concatenate(([-1], (ordered[1:] != ordered[:-1]).nonzero()[0], [len(ordered) - 1]))
+    sizes = edges[1:] - edges[:-1]
     most = int(sizes.argmax())
-    return ordered[border[most] if most < len(border) else -1], int(sizes[most]) - 1
+    return int(ordered[edges[most + 1]]), int(sizes[most])
 
 
 @functools.lru_cache(maxsize=1)

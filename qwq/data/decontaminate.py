@@ -82,11 +82,10 @@ class NgramIndex:
         tokens = minhash.tokens(text)
         hits, total, owner = 0, 0, ""
         for n in (CHARACTERS, WORDS) if _single(tokens) else (WORDS,):
-            grams = minhash.windows(tokens, n)
-            total = max(total, len(grams))
-            slot = grams >> self._shift
-            maybe = (self._bits[slot >> np.uint64(3)] >> (slot & np.uint64(7)).astype(np.uint8)) & 1
-            grams = grams[maybe.astype(bool)]
+            total = max(total, len(tokens) - n + 1)
+            grams = minhash.marked(tokens, n, self._bits, int(self._shift))
+            if not len(grams):
+                continue
             place = np.minimum(np.searchsorted(self._hashes, grams), len(self._hashes) - 1)
             found = place[self._hashes[place] == grams]
             hits += len(found)

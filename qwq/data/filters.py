@@ -6,10 +6,11 @@ have rules of our own: one that counts words or full stops has nothing to count 
 """
 
 import re
+import statistics
 
 import numpy as np
 
-from qwq.data.characters import DIGIT, HAN, KANA, LATIN, PUNCTUATION, Shape, repeated_share, shape, top_share
+from qwq.data.characters import DIGIT, HAN, KANA, PUNCTUATION, Shape, most_frequent, repeated_share, shape, top_share
 from qwq.data.documents import Document
 from qwq.data.language import STOP_WORDS, UNSPACED
 
@@ -34,12 +35,13 @@ def quality(document: Document) -> str | None:
         return _parallel(document)
     if document.language == "code":
         return _code(document)
-    if _BOILERPLATE.search(document.text):
+    lower = document.text.lower()
+    if ("ipsum" in lower or "javascript" in lower) and _BOILERPLATE.search(lower):
         return "boilerplate"
     text, web = shape(document.text), "extractor" in document.meta
     unspaced = document.language in UNSPACED
     if document.kind == "verse" or _is_verse(text, unspaced):
-        return _verse(document.text, text, unspaced)
+        return _verse(text, unspaced)
     return (
         _repeated_lines(document.text, web)
         or (_characters(text) if unspaced else _words(document, text))
@@ -50,6 +52,8 @@ def quality(document: Document) -> str | None:
 
 def _repeated_lines(text: str, web: bool) -> str | None:
     lines = [line for line in text.split("\n") if len(line) > 10]
+    if len(lines) <= 5 and not web:
+        return None
     distinct = set(lines)
     if len(lines) > 5 and len(distinct) < 0.7 * len(lines):
         return "repeated_lines"
@@ -60,7 +64,7 @@ def _repeated_lines(text: str, web: bool) -> str | None:
 
 def _words(document: Document, text: Shape) -> str | None:
     """Gopher's rules."""
-    words = len(text.starts)
+    words = len(text.words[0])
     if words < 20:
         return "too_short"
     if not 3 <= text.visible / words <= 10:
@@ -68,12 +72,11 @@ def _words(document: Document, text: Shape) -> str | None:
     source = document.text
     if source.count("#") + source.count("...") + source.count("…") > 0.1 * words:
         return "symbols"
-    if text.share_of_words_with(*range(LATIN, 10)) < 0.8:
+    if text.share_of_words_with_letters < 0.8:
         return "not_words"
-    starts, ends = text.lines
-    if text.share(starts, "-•*·") > 0.9:
+    if text.share_of_lines("-•*·", 0) > 0.9:
         return "bullets"
-    if _cut(text, ends) > 0.3:
+    if _cut(text) > 0.3:
         return "cut_lines"
     # Two different function words: nearly always among the first thousand characters.
     if document.language == "en" and not any(
@@ -83,9 +86,9 @@ def _words(document: Document, text: Shape) -> str | None:
     return None
 
 
-def _cut(text: Shape, ends: np.ndarray) -> float:
+def _cut(text: Shape) -> float:
     """The share of the lines that end with an ellipsis."""
-    return sum(text.text.endswith(("...", "…"), 0, end) for end in ends.tolist()) / max(1, len(ends))
+    return sum(line.endswith(("...", "…")) for line in text.lines) / max(1, len(text.lines))
 
 
 def _characters(text: Shape) -> str | None:
@@ -96,22 +99,22 @@ def _characters(text: Shape) -> str | None:
         return "too_short"
     if text.counts[DIGIT] > 0.3 * text.visible:
         return "digits"
-    if len(codes) and np.unique(codes, return_counts=True)[1].max() > 0.25 * len(codes):
+    if len(codes) and most_frequent(codes)[1] > 0.25 * len(codes):
         return "repeated_character"
     if letters > 200 and not (text.counts[PUNCTUATION] and any(mark in text.text for mark in "。！？；，、")):
         return "no_punctuation"
-    ends = text.lines[1]
-    return "cut_lines" if len(ends) > 3 and _cut(text, ends) > 0.3 else None
+    return "cut_lines" if len(text.lines) > 3 and _cut(text) > 0.3 else None
 
 
 def _web_lines(text: Shape, unspaced: bool) -> str | None:
     """FineWeb's rules: a page whose lines are mostly short and do not end like sentences is a menu."""
-    starts, ends = text.lines
-    if len(starts) < 5:
+    lines = text.lines
+    if len(lines) < 5:
         return None
-    if text.share(ends - 1, TERMINAL) <= 0.12:
+    if text.share_of_lines(TERMINAL, -1) <= 0.12:
         return "no_end_punctuation"
-    return "short_lines" if (ends - starts < (12 if unspaced else 30)).mean() >= 0.67 else None
+    short = sum(len(line) < (12 if unspaced else 30) for line in lines)
+    return "short_lines" if short >= 0.67 * len(lines) else None
 
 
 def _repetition(text: Shape, unspaced: bool) -> str | None:
@@ -120,9 +123,10 @@ def _repetition(text: Shape, unspaced: bool) -> str | None:
         hashes = text.codes[text.kinds == HAN].astype(np.uint64)
         repeated = len(hashes) >= 2 * REPETITION_FROM and repeated_share(hashes, np.ones(len(hashes)), 10) > 0.3
         return "repeated_ngrams" if repeated else None
-    if len(text.starts) < REPETITION_FROM:
+    starts, ends = text.words
+    if len(starts) < REPETITION_FROM:
         return None
-    lengths = text.ends - text.starts
+    lengths = ends - starts
     if any(top_share(text.word_hashes, lengths, n) > limit for n, limit in TOP_GRAMS.items()):
         return "top_ngram"
     # What lies in a repeated run of six lies in one of five: the shares only fall, and most texts end at the first.
@@ -137,24 +141,25 @@ def _repetition(text: Shape, unspaced: bool) -> str | None:
 
 def _is_verse(text: Shape, unspaced: bool) -> bool:
     """Many lines, all short, none wrapped, with the rhythm of verse: even lengths, or capitals at their starts."""
-    starts, ends = text.lines
-    lengths = ends - starts
-    if len(lengths) < 4 or not 5 <= np.median(lengths) <= (24 if unspaced else 60) or text.counts[DIGIT]:
+    lines = text.lines
+    if len(lines) < 4 or text.counts[DIGIT]:
+        return False
+    lengths = sorted(map(len, lines))
+    if not 5 <= statistics.median(lengths) <= (24 if unspaced else 60):
         return False
     if unspaced:
-        return bool(text.share(ends - 1, "，。！？；、") > 0.9 and lengths.max() <= 40)
-    upper = sum(text.text[start].isupper() for start in starts.tolist()) / len(starts)
-    return bool(upper > 0.9 and lengths.max() <= 75 and text.share(ends - 1, ",;:—") >= 0.2)
+        return text.share_of_lines("，。！？；、", -1) > 0.9 and lengths[-1] <= 40
+    upper = sum(line[0].isupper() for line in lines)
+    return upper > 0.9 * len(lines) and lengths[-1] <= 75 and text.share_of_lines(",;:—", -1) >= 0.2
 
 
-def _verse(source: str, text: Shape, unspaced: bool) -> str | None:
+def _verse(text: Shape, unspaced: bool) -> str | None:
     """Refrains are no fault and lines are short; but a poem has four of them, of words, and not all the same."""
-    if text.letters < (16 if unspaced else 60) or len(text.lines[0]) < 2:
+    if text.letters < (16 if unspaced else 60) or len(text.lines) < 2:
         return "too_short"
     if text.letters < 0.7 * text.visible:
         return "not_words"
-    lines = [line.strip() for line in source.split("\n") if line.strip()]
-    return "repeated_lines" if len(set(lines)) < 0.4 * len(lines) else None
+    return "repeated_lines" if len(set(text.lines)) < 0.4 * len(text.lines) else None
 
 
 def _parallel(document: Document) -> str | None:

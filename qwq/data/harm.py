@@ -7,16 +7,20 @@ health page as well as in an insult: what to do with a signal is for whoever tra
 
 import contextlib
 import csv
+import functools
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+
+import numpy as np
 
 from qwq.checkpoint.builtin import cache_dir
 from qwq.data.documents import Document
 from qwq.data.filters_learned import HashedClassifier, clean_prose, load, windows
 from qwq.data.readers_files import text_lines
 from qwq.errors import QwqError
+from qwq.kernels import minhash
 
 WORDS = {
     "insult": "idiot idiots moron morons scumbag scumbags dumbass asshole assholes bitch bitches bastard bastards whore"
@@ -29,8 +33,7 @@ WORDS = {
     "fraud and gambling": "casino jackpot viagra cialis 赌场 博彩 时时彩 代开发票 刷单 办证 六合彩",
 }
 _KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
-_LATIN, _OTHER = (sorted((w for w in _KIND if w.isascii() == latin), key=len, reverse=True) for latin in (True, False))
-_LISTED = re.compile(rf"\b(?:{'|'.join(map(re.escape, _LATIN))})\b|{'|'.join(map(re.escape, _OTHER))}")
+BITS = 18  # of a bitmap of hashes
 DEV = 26  # of 256: tweets whose hash begins with less are for evaluation, a tenth
 
 
@@ -56,11 +59,24 @@ class Harm:
 
 def listed(text: str) -> Counter[str]:
     """How many listed words of each kind are in a text; Latin ones as whole words."""
-    lower = text.lower()
     # Few texts hold any of them, and that is told many times faster than by the expression.
-    if any(map(lower.__contains__, _LATIN if lower.isascii() else _KIND)):
-        return Counter(_KIND[word] for word in _LISTED.findall(lower))
-    return Counter()
+    tokens, (words, bits) = minhash.tokens(text), _beginnings()
+    found = {word for n in (1, 2) for hash in minhash.marked(tokens, n, bits, 64 - BITS).tolist() for word in words.get(hash, ())}
+    if not found:
+        return Counter()
+    ways = (rf"\b{word}\b" if word.isascii() else word for word in sorted(found, key=len, reverse=True))
+    return Counter(_KIND[word] for word in re.findall("|".join(ways), text.lower()))
+
+
+@functools.cache
+def _beginnings() -> tuple[dict[int, list[str]], np.ndarray]:
+    """The listed words by the hash of their first two tokens, or of their only one; and a bitmap of 2**BITS of these."""
+    words, bits = defaultdict[int, list[str]](list), np.zeros(1 << BITS, np.uint8)
+    for word in _KIND:
+        tokens = minhash.tokens(word)
+        words[int(minhash.windows(tokens, min(2, len(tokens)))[0])].append(word)
+    bits[[value >> (64 - BITS) for value in words]] = 1
+    return dict(words), np.packbits(bits, bitorder="little")
 
 
 def harm_model(folder: Path | None) -> str:

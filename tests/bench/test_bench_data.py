@@ -70,7 +70,7 @@ def test_pairs_are_scored_for_both(folder, monkeypatch):
     monkeypatch.setattr(data, "RANDOM_PAIRS", 100)
     found = data.pairs(folder, 1)
     assert found["documents"] == 50
-    assert found["duplicates"] == {"our-shingles": 10, "datatrove-shingles": 10}
+    assert found["duplicates"] == {"bytes": 10, "our-shingles": 10, "datatrove-shingles": 10}
     for name, (values, (low, high)) in found["scores"].items():
         assert all(0.8 <= value <= 1 for value in values), name
         assert low <= high

@@ -37,9 +37,9 @@ def test_words_and_lines_are_those_of_python(text):
     """Arrays give the same words, lines and counts as str methods."""
     found = Shape(text)
     spaced = "".join("\n" if c == "\n" else " " if c.isspace() else c for c in text)
-    assert [text[a:b] for a, b in zip(found.starts, found.ends, strict=True)] == spaced.split()
-    lines = [line.strip() for line in spaced.split("\n") if line.strip()]
-    assert ["".join(spaced[a:b]) for a, b in zip(*found.lines, strict=True)] == lines
+    assert [text[a:b] for a, b in zip(*found.words, strict=True)] == spaced.split()
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    assert found.lines == lines
     assert found.visible == len("".join(spaced.split()))
 
 
@@ -53,7 +53,7 @@ def test_repetition_is_that_of_a_plain_count(text, n):
         covered |= set(range(i, i + n)) if gram in seen else set()
         seen.add(gram)
     found = Shape(text)
-    lengths = found.ends - found.starts
+    lengths = found.words[1] - found.words[0]
     total = max(1, sum(map(len, tokens)))
     assert repeated_share(found.word_hashes, lengths, n) == pytest.approx(sum(len(tokens[i]) for i in covered) / total)
     top = max((grams.count(gram), sum(map(len, gram))) for gram in grams) if grams else (0, 0)

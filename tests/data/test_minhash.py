@@ -73,3 +73,14 @@ def test_signatures_estimate_the_jaccard_similarity(kept):
         errors.append((one == two).mean() - exact)
     assert abs(np.mean(errors)) < 0.015
     assert np.std(errors) < 0.045
+
+
+def test_marked_windows_are_those_whose_bit_is_set():
+    """The kernel's answer is that of numpy on the same bitmap, for texts shorter than a window as well."""
+    bits = np.random.default_rng(0).integers(0, 256, 1 << 13, dtype=np.uint8)
+    for words in (0, 3, 12, 13, 14, 500):
+        tokens = minhash.tokens(" ".join(f"w{i}" for i in range(words)))
+        found = minhash.windows(tokens, 13)
+        slots = (found >> np.uint64(48)).astype(np.int64)
+        wanted = found[np.unpackbits(bits, bitorder="little")[slots] == 1]
+        assert minhash.marked(tokens, 13, bits, 48).tolist() == wanted.tolist()
