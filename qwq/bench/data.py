@@ -257,7 +257,7 @@ def pairs(folder: Path, workers: int | None = None) -> dict:
     scores, duplicates = {}, {}
     truths: dict[str, np.ndarray] = {}
     for name, part in (("bytes", 4), ("our-shingles", 0), ("datatrove-shingles", 2)):
-        shingles = [one[part] for one in signed]
+        shingles: list[Any] = [one[part] for one in signed]
         truths[name] = truth = np.array([_jaccard(shingles[a], shingles[b]) for a, b in sample]) >= THRESHOLD
         duplicates[name] = int(truth.sum())
         for score, whole in (("precision", said), ("recall", [truth, truth])):

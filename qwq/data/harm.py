@@ -61,7 +61,12 @@ def listed(text: str) -> Counter[str]:
     """How many listed words of each kind are in a text; Latin ones as whole words."""
     # Few texts hold any of them, and that is told many times faster than by the expression.
     tokens, (words, bits) = minhash.tokens(text), _beginnings()
-    found = {word for n in (1, 2) for hash in minhash.marked(tokens, n, bits, 64 - BITS).tolist() for word in words.get(hash, ())}
+    found = {
+        word
+        for n in (1, 2)
+        for hash in minhash.marked(tokens, n, bits, 64 - BITS).tolist()
+        for word in words.get(hash, ())
+    }
     if not found:
         return Counter()
     ways = (rf"\b{word}\b" if word.isascii() else word for word in sorted(found, key=len, reverse=True))
@@ -70,7 +75,7 @@ def listed(text: str) -> Counter[str]:
 
 @functools.cache
 def _beginnings() -> tuple[dict[int, list[str]], np.ndarray]:
-    """The listed words by the hash of their first two tokens, or of their only one; and a bitmap of 2**BITS of these."""
+    """The listed words by the hash of their first two tokens, or of their only one; a bitmap of 2**BITS of these."""
     words, bits = defaultdict[int, list[str]](list), np.zeros(1 << BITS, np.uint8)
     for word in _KIND:
         tokens = minhash.tokens(word)

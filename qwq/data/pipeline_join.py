@@ -193,7 +193,6 @@ def _empty(report: dict, stages: dict[str, dict]) -> str:
     return "empty corpus: the sources hold no file that a reader knows (.txt, .md, .jsonl, .py ...)"
 
 
-
 class HeldOut:
     """Documents kept out of training, by language, to measure bits per byte on; and the n-grams in them."""
 

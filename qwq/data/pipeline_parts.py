@@ -1,8 +1,9 @@
 """The part of a build that needs no memory of other documents, done a piece of input at a time, anywhere.
 
-A piece (some files, a package) becomes `KEY.jsonl.zst`, `KEY.sketches` (what deduplication compares) and, when those are
-whole, `KEY.json` with its counts, in a folder beside the corpus. The key says what was read and with what, so a build that was stopped goes on where it was; and since
-the pieces are joined in their own order, it does not matter who made them: this process, all cores, or a cluster.
+A piece (some files, a package) becomes `KEY.jsonl.zst`, `KEY.sketches` (what deduplication compares) and, when those
+are whole, `KEY.json` with its counts, in a folder beside the corpus. The key says what was read and with what, so a
+build that was stopped goes on where it was; and since the pieces are joined in their own order, it does not matter who
+made them: this process, all cores, or a cluster.
 """
 
 import functools

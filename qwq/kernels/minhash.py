@@ -136,7 +136,7 @@ def windows(tokens: np.ndarray, width: int) -> np.ndarray:
 
 
 def marked(tokens: np.ndarray, width: int, bits: np.ndarray, shift: int) -> np.ndarray:
-    """Those of `windows` whose bit is set in a bitmap `bits`, uint8, which their upper bits (from `shift` on) number."""
+    """Those of `windows` whose bit is set in a bitmap, uint8, which their upper bits (from `shift` on) number."""
     fast = _compiled()
     if fast is None:
         found = windows(tokens, width)
