@@ -47,7 +47,7 @@ def run(json_path: common.JsonPath = None, *, seeds: int = 3, folder: Path = Pat
     """
     runs.prepare(folder)
     masked, teacher = runs.train_all([_masked_job(), _student_job("teacher", TEACHER, 0)], folder, fit)
-    pairs = runs.train_all([_pair_job(), *map(_late_job, range(seeds))], folder, fit)
+    pairs = runs.train_all([_pair_job(), _late_job()], folder, fit)
     arms = {name: [_student_job(name, STUDENT, seed) for seed in range(seeds)] for name in ("alone", "distilled")}
     students = {name: runs.train_all(jobs, folder, fit) for name, jobs in arms.items()}
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -79,10 +79,10 @@ def _pair_job() -> dict:
     return job
 
 
-def _late_job(seed: int) -> dict:
-    """As many windows, in the order of the seed; a twentieth of the rates, to keep what masked LM learned."""
+def _late_job() -> dict:
+    """The same windows; a twentieth of the rates, to keep what masked LM learned."""
     job = _pair_job()
-    job["arm"], job["seed"], job["steps"] = "late_interaction", seed, STEPS["late_interaction"]
+    job["arm"], job["steps"] = "late_interaction", STEPS["late_interaction"]
     job["recipe"]["name"] = job["recipe"]["objective"]["name"] = "late_interaction"
     for rate in ("learning_rate", "matrix_learning_rate"):
         job["recipe"]["training"][rate] /= 20
@@ -212,7 +212,7 @@ def _texts(batches: list[Batch], tokenizer: Tokenizer, separator: int) -> tuple[
 
 
 def _overlap(folder: Path, tokenizer: Tokenizer) -> dict[str, float]:
-    """Accuracy of the overlap of words: fitted to the pairs that `late_interaction` of seed 0 was trained on."""
+    """Accuracy of the overlap of words: fitted to the pairs that the encoders were trained on."""
     objective, domains = _pairs(folder, tokenizer)
     separator, generator = objective.vocabulary.separator, torch.Generator().manual_seed(0)
     loader = PackedLoader(folder / "tokens", 1, 4096, 0, checksums=False)
