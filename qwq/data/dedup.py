@@ -124,6 +124,9 @@ class NearDedup:
         needed = np.log(self.MISSED) / np.log1p(-(min(threshold, 0.99) ** self.ROWS))
         self.bands = int(min(np.ceil(needed), minhash.HASHES // self.ROWS))
         self.threshold = threshold
+        self._offsets = (
+            np.arange(self.bands, dtype=np.uint64) * _ODD[-1]
+        )  # the same hashes in another band: another key
         self.pairs: Counter[tuple[str, str]] = Counter()
         self._matched = matched
         self._kept: list[tuple[int, str]] = []  # (name, source)
@@ -135,7 +138,7 @@ class NearDedup:
             return None
         own = np.frombuffer(document.signature, np.uint16)
         bands = own[: self.bands * self.ROWS].reshape(self.bands, self.ROWS).astype(np.uint64)
-        keys = (bands @ _ODD[: self.ROWS] + np.arange(self.bands, dtype=np.uint64) * _ODD[-1]).tolist()
+        keys = (bands @ _ODD[: self.ROWS] + self._offsets).tolist()
         found = [places for places in map(self._places.get, keys) if places is not None]
         if found:
             candidates = sorted({i for places in found for i in ([places] if isinstance(places, int) else places)})

@@ -5,6 +5,7 @@ the pieces again, on all cores: each becomes a file of the corpus, without what 
 too close to a held-out document.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -51,7 +52,11 @@ def join(
     """The corpus `out` from the pieces with these keys. `QwqError` when nothing is left."""
     with new_folder(out) as folder:
         first, decided, count = Funnel({}), Funnel({}), Kept()
-        index = _decide(pieces, keys, folder, report, first, set_aside)
+        gc.disable()  # it would look through millions of hashes again and again, and there are no cycles to find
+        try:
+            index = _decide(pieces, keys, folder, report, first, set_aside)
+        finally:
+            gc.enable()
         made = [key for key in keys if (pieces / f"{key}.verdicts").is_file()]
         work = [(pieces / key, folder / "documents" / f"{n:05}.jsonl.zst") for n, key in enumerate(made)]
         for part in _finish_all(work, index, workers):
