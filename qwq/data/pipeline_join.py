@@ -54,7 +54,7 @@ def join(
         first, decided, count = Funnel({}), Funnel({}), Kept()
         gc.disable()  # it would look through millions of hashes again and again, and there are no cycles to find
         try:
-            index = _decide(pieces, keys, folder, report, first, set_aside)
+            index, more = _decide(pieces, keys, folder, report, first, set_aside)
         finally:
             gc.enable()
         made = [key for key in keys if (pieces / f"{key}.verdicts").is_file()]
@@ -66,8 +66,8 @@ def join(
                 source = report["sources"].setdefault(name, new_count(numbers["license"]))
                 source["kept"] += numbers["kept"]
                 source["bytes"] += numbers["bytes"]
-        for stage, more in report.pop("decided").items():
-            decided.counts.setdefault(stage, {"in": 0, "out": 0, "dropped": {}, "examples": {}}).update(more)
+        for stage, numbers in more.items():
+            decided.counts.setdefault(stage, {"in": 0, "out": 0, "dropped": {}, "examples": {}}).update(numbers)
         report["stages"] = first.counts | decided.counts
         report["documents"], report["bytes"] = count.documents, count.bytes
         if not report["documents"]:
@@ -81,8 +81,11 @@ def join(
 
 def _decide(
     pieces: Path, keys: list[str], folder: Path, report: dict, first: Funnel, set_aside: SetAside
-) -> NgramIndex:
-    """Read all summaries and sketches in order; write verdicts, duplicates.jsonl and the held-out documents."""
+) -> tuple[NgramIndex, dict[str, dict]]:
+    """Read all summaries and sketches in order; write verdicts, duplicates.jsonl and the held-out documents.
+
+    Returns the n-grams of the latter, and what the report says of stages beside what they drop.
+    """
     with ExitStack() as stack:
         duplicates = stack.enter_context(open(folder / "duplicates.jsonl", "w", encoding="utf-8"))
 
@@ -123,10 +126,9 @@ def _decide(
                 (pieces / f"{key}.verdicts").write_bytes(pickle.dumps(verdicts))
     removed = {"removed_paragraphs": paragraphs.removed_paragraphs, "removed_bytes": paragraphs.removed_bytes}
     pairs = [{"dropped": a, "kept": b, "documents": n} for (a, b), n in sorted(near.pairs.items())]
-    report["decided"] = {"near_dedup": {"pairs": pairs}, "paragraph_dedup": removed}
     report["heldout"] = heldout.counts()
     heldout.index.freeze()
-    return heldout.index
+    return heldout.index, {"near_dedup": {"pairs": pairs}, "paragraph_dedup": removed}
 
 
 def _finish_all(work: list[tuple[Path, Path]], index: NgramIndex, workers: int | None) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from qwq.data.characters import Shape, repeated_share, top_share
 from qwq.data.documents import Document
 from qwq.data.filters import quality
 from qwq.data.filters_learned import HashedClassifier, LearnedQuality, noise
-from qwq.data.harm import Harm, harm_model, toxicity
+from qwq.data.harm import Harm, harm_model, listed, toxicity
 from qwq.data.language import Identify, ask_model, language_of, lid_model
 from qwq.errors import QwqError
 
@@ -215,3 +215,20 @@ def test_tweets_are_split_by_their_hash(tmp_path):
     assert len(train) + len(dev) == 500
     assert not {text for text, _ in train} & {text for text, _ in dev}
     assert 30 <= len(dev) <= 75
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A conspicuous heroine in a chinking suit", {}),
+        ("Heroin, HEROIN and cocaine", {"drugs and weapons": 3}),
+        ("about self-harm, not the self or harm", {"self-harm": 1}),
+        ("他妈的，妈的", {"insult": 2}),
+        ("你这个傻B", {"insult": 1}),
+        ("自然而然地自由", {}),
+        ("", {}),
+    ],
+)
+def test_listed_words_count_whole_and_once(text, found):
+    """A Latin word inside another is none, nor is a Chinese one inside a longer listed one."""
+    assert listed(text) == found
