@@ -29,7 +29,7 @@ from qwq.train.evaluate import HeldOut
 WINDOW = 128  # tokens of an encoder's window
 SPARE = 64  # ids beyond the tokenizer's
 HARD = 0.1  # weight of the labels beside the teacher
-STEPS = {"masked_lm": 4000, "next_sentence": 1000, "late_interaction": 1000, "teacher": 500, "student": 150}
+STEPS = {"masked_lm": 4000, "pairs": 2000, "teacher": 500, "student": 150}
 
 SMALL = ModelConfig(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
@@ -41,13 +41,13 @@ STUDENT = dataclasses.replace(SMALL, hidden_size=128, intermediate_size=384, num
 
 
 def run(json_path: common.JsonPath = None, *, seeds: int = 3, folder: Path = Path("bench-nano")) -> dict:
-    """Masked LM, then sentence pairs from its weights; a teacher, then `seeds` students with and without it.
+    """Masked LM, then sentence pairs from its weights; a teacher, then students with and without it.
 
     Finished runs are kept in `folder`/runs.jsonl, so an interrupted benchmark goes on where it was.
     """
     runs.prepare(folder)
     masked, teacher = runs.train_all([_masked_job(), _student_job("teacher", TEACHER, 0)], folder, fit)
-    pairs = runs.train_all([_pair_job(), _late_job()], folder, fit)
+    pairs = runs.train_all([_pair_job(), *(_late_job(seed) for seed in range(seeds))], folder, fit)
     arms = {name: [_student_job(name, STUDENT, seed) for seed in range(seeds)] for name in ("alone", "distilled")}
     students = {name: runs.train_all(jobs, folder, fit) for name, jobs in arms.items()}
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -72,17 +72,17 @@ def _masked_job() -> dict:
 
 def _pair_job() -> dict:
     """From the weights of masked LM. Windows of 4,096 tokens: wrong pairs are of one kind of text, as in evaluation."""
-    job = _job("next_sentence", 0, ENCODER, ObjectiveConfig(name="next_sentence"), STEPS["next_sentence"])
+    job = _job("next_sentence", 0, ENCODER, ObjectiveConfig(name="next_sentence"), STEPS["pairs"])
     job["recipe"]["data"]["seq_len"], job["start"] = 4096, "masked_lm-0"
     for size in ("batch_size", "micro_batch_size"):
         job["recipe"]["training"][size] = 1
     return job
 
 
-def _late_job() -> dict:
+def _late_job(seed: int) -> dict:
     """The same windows; a twentieth of the rates, to keep what masked LM learned."""
     job = _pair_job()
-    job["arm"], job["steps"] = "late_interaction", STEPS["late_interaction"]
+    job["arm"], job["seed"] = "late_interaction", seed
     job["recipe"]["name"] = job["recipe"]["objective"]["name"] = "late_interaction"
     for rate in ("learning_rate", "matrix_learning_rate"):
         job["recipe"]["training"][rate] /= 20
@@ -216,7 +216,7 @@ def _overlap(folder: Path, tokenizer: Tokenizer) -> dict[str, float]:
     objective, domains = _pairs(folder, tokenizer)
     separator, generator = objective.vocabulary.separator, torch.Generator().manual_seed(0)
     loader = PackedLoader(folder / "tokens", 1, 4096, 0, checksums=False)
-    seen = [objective.batch(next(loader), generator) for _ in range(STEPS["late_interaction"])]
+    seen = [objective.batch(next(loader), generator) for _ in range(STEPS["pairs"])]
     model, weighted, total = Overlap(*_texts(seen, tokenizer, separator)), 0.0, 0
     found = {}
     for domain, batches in domains.items():
