@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _mkldnn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-_FEW_ROWS = 16  # below that the product reads the weights once, and every library is equally fast
+_SMALL = 2**20  # multiplications below which a call of oneDNN costs more than it saves (measured: docs/log.md)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
@@ -33,9 +33,9 @@ def available(x: Tensor) -> bool:
     return _mkldnn_linear is not None and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-def _takes(x: Tensor) -> bool:
-    """Whether oneDNN is the one to ask: it can, and there are more than a few rows."""
-    return available(x) and x.numel() >= _FEW_ROWS * x.shape[-1]
+def _takes(x: Tensor, outputs: int) -> bool:
+    """Whether oneDNN is the one to ask for x [..., in] times [in, outputs]: it can, and it is worth a call."""
+    return available(x) and x.numel() * outputs >= _SMALL
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -58,7 +58,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     Of the two ways to write the product, the one whose result has the longer rows is up to 1.6 times faster.
     """
     grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    if not _takes(x):
+    if not _takes(x, grad.shape[1]):
         return grad.t() @ x
     if grad.shape[1] > x.shape[1]:
         return torch.ops.qwq.product(x.t(), grad.t()).t()
@@ -68,9 +68,9 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x [..., in] times weight [out, in] transposed, plus bias [out] -> [..., out].
 
-    oneDNN takes fp32 CPU tensors of more than a few rows; everything else goes to `F.linear`, the reference.
+    oneDNN takes large products of fp32 CPU tensors; everything else goes to `F.linear`, the reference.
     """
-    if not _takes(x):
+    if not _takes(x, len(weight)):
         return F.linear(x, weight, bias)
     y = _OneDNNLinear.apply(x, weight)
     return y if bias is None else y + bias

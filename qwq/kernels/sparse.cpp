@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int COLUMNS = 64;      // queries that are computed together
+constexpr int FEW = 8;           // so many are not turned into columns
 constexpr float LOWEST = -1e30f; // logit of what is not seen
 
 struct Table {  // integers [B, n], or [n] for all rows of the batch
@@ -32,6 +33,7 @@ struct Problem {
     Strided query, key, value, out, grad_out, grad_query, grad_key, grad_value;  // grad_key: [parts, B, K, S, D] dense
     Strided asked, pooled;       // [B, K, Q, D], [B, K, pools, D]: what `top_k` more entries are chosen by
     float *lse, *grad_bias;      // [B, H, T]; [B, K, Q, N]
+    const float* gate;           // [D, D] is added to the identity between the two
     const float* bias;           // [B, K, Q, N] or null
     const int64_t* index;        // [B, K, Q, N]
     int64_t index_batch, index_head;
@@ -165,24 +167,43 @@ struct Entry {
     }
 };
 
+struct Scratch {
+    std::vector<float> memory, scores;
+    std::vector<Entry> entries;
+    float *query, *result, *logits, *grads, *turned, *plain, *rows;
+    explicit Scratch(const Problem& p) {
+        const int64_t width = std::max(p.width, p.value_width);
+        const int64_t block = std::max<int64_t>(p.block, 16);
+        memory.resize((5 * width + 2 * block) * COLUMNS + 16);
+        float* next = (float*)(((uintptr_t)memory.data() + 63) / 64 * 64);
+        auto take = [&](int64_t count) { return std::exchange(next, next + count * COLUMNS); };
+        query = take(width), result = take(width), turned = take(width), plain = take(width), rows = take(width);
+        logits = take(block), grads = take(block);
+    }
+};
+
 // The blocks that a tile sees: those in its list, then the `top_k` that are not and score highest.
-void list(const Problem& p, int64_t b, int64_t kv, int64_t tile, std::vector<Entry>& entries) {
+void list(const Problem& p, int64_t b, int64_t kv, int64_t tile, Scratch& m) {
+    auto& entries = m.entries;
     entries.clear();
     const int64_t* index = p.index + (b * p.index_batch + kv * p.index_head + tile) * p.entries;
     const int64_t place = ((b * p.kv_heads + kv) * p.tiles + tile) * p.entries;
     for (int64_t n = 0; n < p.entries; n++)
         if (index[n] >= 0) entries.emplace_back(p, b, tile, index[n], place + n, p.bias ? p.bias[place + n] : 0.0f);
     if (!p.top_k) return;
-    std::vector<std::pair<float, int64_t>> best;
-    const float *asked = p.asked.at(b, kv, tile), *pooled = p.pooled.at(b, kv, 0);
     const int64_t first = p.first.at(b, tile), end = std::min(first + p.limit.at(b, tile), p.pools);
+    if (end <= first) return;
+    const float* asked = p.asked.at(b, kv, tile);
+    m.scores.resize(end - first);
+    dots(asked, p.gate, p.width, p.width, 1.0f, m.rows);
+    for (int64_t d = 0; d < p.width; d++) m.rows[d] += asked[d];
+    dots(m.rows, p.pooled.at(b, kv, first), end - first, p.width, 1.0f, m.scores.data());
+    std::vector<std::pair<float, int64_t>> best;
     for (int64_t block = first; block < end; block++) {
+        const float score = m.scores[block - first];
+        if ((int)best.size() == p.top_k && score <= best.back().first) continue;
         if (std::find(index, index + p.entries, block) != index + p.entries) continue;
-        const float score = dot(asked, pooled + block * p.width, p.width);
-        if ((int)best.size() == p.top_k) {
-            if (score <= best.back().first) continue;
-            best.pop_back();
-        }
+        if ((int)best.size() == p.top_k) best.pop_back();
         best.insert(std::find_if(best.begin(), best.end(), [&](auto& x) { return x.first < score; }), {score, block});
     }
     for (auto& [score, block] : best) {
@@ -190,20 +211,6 @@ void list(const Problem& p, int64_t b, int64_t kv, int64_t tile, std::vector<Ent
         entries.emplace_back(p, b, tile, block, -1, std::min(x, 0.0f) - std::log1p(std::exp(-std::abs(x))));
     }
 }
-
-struct Scratch {
-    std::vector<float> memory;
-    std::vector<Entry> entries;
-    float *query, *result, *logits, *grads, *turned, *plain, *rows;
-    explicit Scratch(const Problem& p) {
-        const int64_t width = std::max(p.width, p.value_width);
-        memory.resize((5 * width + 2 * p.block) * COLUMNS + 16);
-        float* next = (float*)(((uintptr_t)memory.data() + 63) / 64 * 64);
-        auto take = [&](int64_t count) { return std::exchange(next, next + count * COLUMNS); };
-        query = take(width), result = take(width), turned = take(width), plain = take(width), rows = take(width);
-        logits = take(p.block), grads = take(p.block);
-    }
-};
 
 void forward(const Problem& p, const Columns& c, Scratch& m) {
     alignas(64) float top[COLUMNS], sum[COLUMNS], fade[COLUMNS];
@@ -239,6 +246,43 @@ void forward(const Problem& p, const Columns& c, Scratch& m) {
         sum[j] = sum[j] > 0 ? 1 / sum[j] : 0;
     }
     c.turn_out(m.result, p.value_width, sum, p.out);
+}
+
+// The same for a few queries, as in decoding: their vectors run along the widths, where columns would be mostly empty.
+void forward_few(const Problem& p, const Columns& c, Scratch& m) {
+    float top[FEW], sums[FEW] = {};
+    const int64_t stride = (p.block + 15) / 16 * 16;
+    std::fill_n(top, FEW, LOWEST);
+    c.copy_in(p.query, p.width, 1.0f / std::sqrt((float)p.width), m.rows);
+    std::fill_n(m.plain, c.count * p.value_width, 0.0f);
+    for (const Entry& entry : m.entries) {
+        const float* key = p.key.at(c.b, c.kv, entry.key_start);
+        for (int j = 0; j < c.count; j++) {
+            float *s = m.logits + j * stride, *result = m.plain + j * p.value_width;
+            dots(m.rows + j * p.width, key, entry.rows, p.width, 1.0f, s);
+            const int64_t seen = entry.diagonal ? std::min<int64_t>(entry.rows, c.begun + c.row(j) + 1) : entry.rows;
+            std::fill(s + seen, s + stride, LOWEST);
+            Vector total = {};
+            float highest = top[j] - entry.bias;
+            for (int64_t i = 0; i < seen; i++) highest = std::max(highest, s[i]);
+            for (int64_t i = 0; i < entry.rows; i += LANES) {
+                const Vector e = exponential(load(s + i) - highest);
+                store(s + i, e);
+                total += e;
+            }
+            highest += entry.bias;
+            const float factor = std::exp(top[j] - highest);
+            top[j] = highest, sums[j] = sums[j] * factor + sum(total);
+            for (int64_t d = 0; d < p.value_width; d++) result[d] *= factor;
+        }
+        gemm(m.logits, stride, 1, p.value.at(c.b, c.kv, entry.key_start), p.value_width, m.plain, p.value_width,
+             c.count, p.value_width, entry.rows, true);
+    }
+    for (int j = 0; j < c.count; j++) {
+        if (p.lse) c.lse(j) = top[j] + std::log(sums[j]);
+        float* to = c.of(p.out, j);
+        for (int64_t d = 0; d < p.value_width; d++) to[d] = sums[j] > 0 ? m.plain[j * p.value_width + d] / sums[j] : 0;
+    }
 }
 
 void backward(const Problem& p, const Columns& c, Scratch& m, int part) {
@@ -299,7 +343,7 @@ int share(const Problem& p, int64_t count, Job job) {
 // The columns of a tile, all heads of a group, up to COLUMNS at a time.
 template <typename Call>
 void columns(const Problem& p, int64_t b, int64_t kv, int64_t tile, Scratch& scratch, Call call) {
-    list(p, b, kv, tile, scratch.entries);
+    list(p, b, kv, tile, scratch);
     const int64_t all = p.rows.at(b, tile) * (p.heads / p.kv_heads);
     for (int64_t first = 0; first < all; first += COLUMNS) call(Columns(p, b, kv, tile, first));
 }
@@ -311,7 +355,8 @@ extern "C" int qwq_sparse_forward(const Problem* problem) {
     const Problem& p = *problem;
     return share(p, p.batch * p.kv_heads * p.tiles, [&](int64_t job, Scratch& scratch) {
         const int64_t b = job / (p.kv_heads * p.tiles), kv = job / p.tiles % p.kv_heads, tile = job % p.tiles;
-        columns(p, b, kv, tile, scratch, [&](const Columns& c) { forward(p, c, scratch); });
+        columns(p, b, kv, tile, scratch,
+                [&](const Columns& c) { (c.count > FEW ? forward : forward_few)(p, c, scratch); });
     });
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qwq.kernels.compile import instructions, library
+from qwq.kernels.linear import linear
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,13 @@ class Choice:
 
     asked: Tensor  # [B, K, Q, D] what stands for a tile
     pooled: Tensor  # [B, K, blocks, D] what stands for a block of keys; blocks that are missing cannot be chosen
+    gate: Tensor  # [D, D] the map between the two, less the identity
     top_k: int
 
     def scores(self, tiles: Tiles) -> Tensor:
         """How much every tile wants every block: [B, K, Q, blocks], -inf for those it may not see."""
-        scores = (self.asked @ self.pooled.transpose(-1, -2)) * self.asked.shape[-1] ** -0.5
+        asked = self.asked + linear(self.asked, self.gate)
+        scores = (asked @ self.pooled.transpose(-1, -2)) * asked.shape[-1] ** -0.5
         local = torch.arange(self.pooled.shape[2], device=scores.device) - tiles.first[:, None, :, None]
         return scores.masked_fill((local < 0) | (local >= tiles.limit[:, None, :, None]), -torch.inf)
 
@@ -273,7 +276,7 @@ class _Tables(Structure):
 
 class _Problem(Structure):
     _fields_ = [(name, _Strided) for name in _TENSORS]
-    _fields_ += [(name, c_void_p) for name in ("lse", "grad_bias", "bias", "index")]
+    _fields_ += [(name, c_void_p) for name in ("lse", "grad_bias", "gate", "bias", "index")]
     _fields_ += [("index_batch", c_int64), ("index_head", c_int64), ("tables", _Tables)]
     _fields_ += [(name, c_int64) for name in _SIZES] + [(name, c_int32) for name in ("parts", "threads", "top_k")]
 
@@ -344,7 +347,7 @@ def _strided(x: Tensor) -> _Strided:
 
 def _dense_rows(*tensors: Tensor) -> list[Tensor]:
     """Keys, values and the like with the last two dimensions without gaps."""
-    return [x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous() for x in tensors]
+    return [x if x.stride()[-2:] == (x.shape[-1], 1) else x.contiguous() for x in tensors]
 
 
 def _forward(
@@ -363,8 +366,8 @@ def _forward(
     out = query.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[3]).transpose(1, 2)
     problem.out, problem.lse = _strided(out), None if lse is None else lse.data_ptr()
     if choice is not None:
-        asked, pooled = _dense_rows(choice.asked, choice.pooled)
-        problem.asked, problem.pooled = _strided(asked), _strided(pooled)
+        asked, pooled, gate = _dense_rows(choice.asked, choice.pooled, choice.gate)
+        problem.asked, problem.pooled, problem.gate = _strided(asked), _strided(pooled), gate.data_ptr()
         problem.pools, problem.top_k = pooled.shape[2], choice.top_k
     _run("qwq_sparse_forward", problem)
     return out

@@ -51,7 +51,7 @@ class SparseAttention(nn.Module):
         layout, choice = BlockLayout(tiles, self.fixed(tiles, key.shape[1], marked)), None
         if self.pattern.top_k:
             asked, pooled = self.summaries(query, key, tokens, tiles)
-            choice = Choice(asked + self.gate(asked), pooled, self.pattern.top_k)
+            choice = Choice(asked, pooled, self.gate.weight, self.pattern.top_k)
         if tiles.causal or tokens.memory is not None or not self.pattern.global_blocks:
             return attend(query, key, value, layout, choice)
         # A global tile of an encoder has a list as long as the document: it is computed apart.

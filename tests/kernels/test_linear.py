@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import qwq.kernels.linear
 from qwq.kernels.linear import Linear, linear, weight_gradient
+
+
+@pytest.fixture(params=[0, 2**20], autouse=True)
+def smallest(request, monkeypatch):
+    """Both libraries, whatever the size."""
+    monkeypatch.setattr(qwq.kernels.linear, "_SMALL", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -96,21 +96,22 @@ def test_what_the_kernel_cannot_take_goes_another_way():
     assert not sparse.takes("cuda", torch.float32, 16, 16)
 
 
-@pytest.mark.parametrize("starts", [[0], [0, 0], [37, 5]])
+@pytest.mark.parametrize(("starts", "queries"), [([0], 70), ([0, 0], 70), ([37, 5], 70), ([90], 1), ([61, 90], 3)])
 @pytest.mark.parametrize("causal", [True, False])
-def test_what_the_kernel_chooses_is_what_torch_chooses(starts, causal):
+def test_what_the_kernel_chooses_is_what_torch_chooses(isa, starts, queries, causal):
     """Without gradients the kernel scores the blocks and adds the best to the lists itself."""
-    queries, lengths = 70, torch.tensor(starts) + 70
+    lengths = torch.tensor(starts) + queries
     keys = int(lengths.max())
     tiles = cut(starts, queries, lengths, keys, 16, causal=causal, padded=False)
     index = AttentionPattern.parse("local(10)+random(1)", 16).fixed(tiles, 0, 2)
     query, key, value = inputs(len(starts), 4, 2, queries, keys, 16, 16)
     asked, pooled = torch.randn(len(starts), 2, index.shape[2], 16), torch.randn(len(starts), 2, -(-keys // 16), 16)
-    layout, choice = sparse.BlockLayout(tiles, index), sparse.Choice(asked, pooled, 2)
+    gate = torch.randn(16, 16)
+    layout, choice = sparse.BlockLayout(tiles, index), sparse.Choice(asked, pooled, gate, 2)
     with torch.no_grad():
         ours = sparse.attend(query, key, value, layout, choice)
         extended = choice.extend(layout)
     assert (extended.counts > layout.counts.expand_as(extended.counts)).any()
     torch.testing.assert_close(ours, sparse.dense(query, key, value, extended), rtol=1e-4, atol=2e-5)
     with torch.no_grad():  # nothing to choose from yet
-        sparse.attend(query, key, value, layout, sparse.Choice(asked, pooled[:, :, :0], 2))
+        sparse.attend(query, key, value, layout, sparse.Choice(asked, pooled[:, :, :0], gate, 2))
