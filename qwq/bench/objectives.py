@@ -29,7 +29,7 @@ from qwq.train.evaluate import HeldOut
 WINDOW = 128  # tokens of an encoder's window
 SPARE = 64  # ids beyond the tokenizer's
 HARD = 0.1  # weight of the labels beside the teacher
-STEPS = {"masked_lm": 4000, "pairs": 2000, "teacher": 500, "student": 150}
+STEPS = {"masked_lm": 12_000, "pairs": 1000, "teacher": 500, "student": 150}
 
 SMALL = ModelConfig(
     hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,

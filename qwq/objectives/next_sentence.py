@@ -104,13 +104,14 @@ class NextSentence(Objective):
 class LateInteraction(NextSentence):
     """The same question of two passages that are read apart and compared token by token (ColBERT, arXiv:2004.12832).
 
-    Every token looks for the state most like its own (cosine) in the other passage; how alike the passages are is the
-    mean of what the tokens find, both ways. Tokens count by a weight that is read from their states: "yes" is its
-    vector, and no head is added here either.
+    Every token looks for the state most like its own (cosine) in the other passage, where the same piece of text counts
+    for one more (exact matches, arXiv:2104.07186). What it finds beyond what it expects is evidence; passages follow
+    each other by the weighted mean of it, both ways. Weights and expectations are read from the states: "yes", and what
+    parts "no" from it, are their vectors, and no head is added here either.
     """
 
-    scale: float = 10.0  # from likeness to the logit of "yes",
-    middle: float = 0.57  # which is 0 here
+    scale: float = 10.0  # from evidence to the logit of "yes"
+    expected: float = 0.76  # likeness; where a token's own expectation starts
 
     name = "late_interaction"
     reason = "a token's state has to hold the whole passage it stands in"
@@ -124,17 +125,19 @@ class LateInteraction(NextSentence):
     def logits(self, model: Any, batch: Batch) -> Tensor:
         assert batch.boundaries is not None
         hidden = model.hidden(batch.input_ids, boundaries=batch.boundaries)[0]
-        weights = F.softplus(hidden @ model.lm_head.weight[self.vocabulary.yes] + 0.5)
+        no, yes = model.lm_head.weight[[self.vocabulary.no, self.vocabulary.yes]]
         sizes = torch.tensor(batch.boundaries).diff().tolist()
-        states, weights = F.normalize(hidden, dim=-1).split(sizes), weights.split(sizes)
-        alike = []
+        ids, states = batch.input_ids[0].split(sizes), F.normalize(hidden, dim=-1).split(sizes)
+        weights = F.softplus(hidden @ yes + 0.5).split(sizes)
+        expected = (self.expected + 0.1 * (hidden @ (no - yes))).split(sizes)
+        evidence = []
         for i in range(len(batch.labels)):
             j = i + len(batch.labels)
-            cosines = states[i] @ states[j].t()
-            found = [(weights[i], cosines.amax(1)), (weights[j], cosines.amax(0))]
-            alike.append(sum((weight * best).sum() / weight.sum() for weight, best in found) / 2)
-        yes = self.scale * (torch.stack(alike) - self.middle) if alike else hidden.sum(1)[:0]
-        return torch.stack((torch.zeros_like(yes), yes), 1)
+            alike = states[i] @ states[j].t() + (ids[i][:, None] == ids[j])
+            found = [(weights[i], alike.amax(1) - expected[i]), (weights[j], alike.amax(0) - expected[j])]
+            evidence.append(sum((weight * more).sum() / weight.sum() for weight, more in found) / 2)
+        logits = self.scale * torch.stack(evidence) if evidence else hidden.sum(1)[:0]
+        return torch.stack((torch.zeros_like(logits), logits), 1)
 
 
 class SentenceOrder(NextSentence):

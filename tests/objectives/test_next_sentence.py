@@ -67,14 +67,16 @@ def test_late_interaction_asks_the_same_of_passages_that_are_read_apart(vocabula
 
 
 def test_a_passage_is_most_like_itself(vocabulary, window, generator):
-    """Cosines of 1 for every token: the largest logit there is, whatever the weights."""
+    """A cosine of 1 and the same piece for every token: the most there is, whatever the weights, less what is expected."""
     objective = LateInteraction(vocabulary, longest=32)
     batch = objective.batch(window, generator)
     texts = list(batch.input_ids[0].tensor_split(batch.boundaries[1:-1]))[: len(batch.labels)]
     model = build(ModelConfig(architecture="encoder", vocab_size=vocabulary.vocab_size, num_hidden_layers=1))
     model.init_weights(seed=0)
+    with torch.no_grad():  # no token expects more than another
+        model.lm_head.weight[vocabulary.no] = model.lm_head.weight[vocabulary.yes]
     same = objective.logits(model, objective.assemble([(t, t) for t in texts], batch.labels))[:, 1]
-    torch.testing.assert_close(same, torch.full_like(same, objective.scale * (1 - objective.middle)))
+    torch.testing.assert_close(same, torch.full_like(same, objective.scale * (2 - objective.expected)))
     assert (objective.logits(model, batch)[:, 1] < same).all()
 
 
